@@ -1,0 +1,148 @@
+"""The errors of microdb: one tree under `MicroDBError`.
+
+Each class is also the standard error that it resembles, so that `except TimeoutError` and `except ValueError` do what
+a reader expects. Each carries its facts as attributes and survives pickling. An `OSError` from the operating system is
+never wrapped: it reaches the caller as it is.
+"""
+
+import os
+from typing import Any
+
+__all__ = [
+    "ClosedError",
+    "ConflictError",
+    "CorruptError",
+    "FailedError",
+    "GridError",
+    "LockTimeoutError",
+    "MicroDBError",
+    "ReadOnlyError",
+    "RecordError",
+    "ReentrantError",
+    "StorageError",
+    "TransactionError",
+    "VersionError",
+]
+
+StrPath = str | os.PathLike[str]
+
+
+class MicroDBError(Exception):
+    """Root of every error that microdb raises itself."""
+
+
+class RecordError(MicroDBError, ValueError):
+    """This record cannot be stored. Nothing was changed.
+
+    Attributes:
+        field: Where the value stands, as a Python expression: ``record['tags'][3]``.
+        reason: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class GridError(MicroDBError, ValueError):
+    """These records do not share their fields, so they make no grid. Nothing was written.
+
+    Attributes:
+        record: The first record that lacks a field which another record has.
+        missing: The names of the fields that it lacks.
+    """
+
+    def __init__(self, record: dict[str, Any], missing: list[str]) -> None:
+        super().__init__(record, missing)
+        self.record = record
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return f"no grid: record {self.record!r} lacks {', '.join(map(repr, self.missing))}; use save() instead"
+
+
+class ConflictError(MicroDBError):
+    """Someone else changed it first, for instance a snapshot edited by hand. Nothing was written."""
+
+
+class LockTimeoutError(MicroDBError, TimeoutError):
+    """The lock was not free in time. Nothing was changed.
+
+    Attributes:
+        path: The lock file.
+        timeout_s: How long the caller was willing to wait, in seconds.
+        owner_pid: The process that took it last and most likely holds it; None where that is not known.
+    """
+
+    def __init__(self, path: str, timeout_s: float, owner_pid: int | None) -> None:
+        super().__init__(path, timeout_s, owner_pid)
+        self.path = path
+        self.timeout_s = timeout_s
+        self.owner_pid = owner_pid
+
+    def __str__(self) -> str:
+        holder = f"process {self.owner_pid} holds it" if self.owner_pid else "another process holds it"
+        return f"{self.path}: not free within {self.timeout_s:g} s; {holder}"
+
+
+class ClosedError(MicroDBError):
+    """This handle is closed. Open another one."""
+
+
+class ReadOnlyError(MicroDBError):
+    """This handle was opened with ``read_only=True``, so it changes nothing."""
+
+
+class TransactionError(MicroDBError, RuntimeError):
+    """This cannot be done inside a transaction, or the transaction belongs to another process."""
+
+
+class ReentrantError(MicroDBError, RuntimeError):
+    """A signal handler called into a write that it had itself interrupted. Nothing was changed."""
+
+
+class StorageError(MicroDBError):
+    """Something is wrong with the files.
+
+    Attributes:
+        path: The file.
+        offset: The byte of it where the trouble begins; None where it is the file as a whole.
+        reason: What was found, and what to do.
+    """
+
+    def __init__(self, path: StrPath, reason: str, *, offset: int | None = None) -> None:
+        super().__init__(path, reason)
+        self.path = os.fspath(path)
+        self.reason = reason
+        self.offset = offset
+
+    def __str__(self) -> str:
+        place = self.path if self.offset is None else f"{self.path}, byte {self.offset}"
+        return f"{place}: {self.reason}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason), self.__dict__
+
+
+class CorruptError(StorageError):
+    """These bytes are not what microdb wrote. Nothing was changed.
+
+    Attributes:
+        sequence: The last good sequence before the damage; None where that is not known.
+    """
+
+    def __init__(self, path: StrPath, reason: str, *, offset: int | None = None, sequence: int | None = None) -> None:
+        super().__init__(path, reason, offset=offset)
+        self.sequence = sequence
+
+
+class VersionError(StorageError):
+    """The file was written by a newer microdb: sound, but not for this version. Upgrade microdb."""
+
+
+class FailedError(StorageError):
+    """An earlier write or fsync failed, or the files were taken away: nothing pretends to be written."""

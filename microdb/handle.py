@@ -1,0 +1,467 @@
+"""One open table: how its reads stay fresh, how its threads append, what a fork does to it. No bytes, no file names.
+
+Order of locks: save lock, write lock, table lock. The table lock is held for moments, and nobody waits for another lock
+while holding it. A thread that holds the write lock for long blocks no reads.
+
+The gate: `_head` is the head that the table reflects, if a read may go straight to the table; otherwise it is NEVER,
+which no word of the page equals. So a read compares one word, and all that is rare hides behind the inequality: news
+from others, a transaction of one's own thread, a closed handle.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from microdb import locks, snapshot
+from microdb.changes import Change
+from microdb.errors import (
+    ClosedError,
+    CorruptError,
+    FailedError,
+    GridError,
+    LockTimeoutError,
+    MicroDBError,
+    ReadOnlyError,
+    RecordError,
+    TransactionError,
+)
+from microdb.keys import Key, PartitionKeys
+from microdb.locks import Held, WriteLock
+from microdb.recovery import recover
+from microdb.save import Encode, save
+from microdb.table import Records, apply
+from microdb.transaction import Transaction
+from microdb.values import Record
+from microdb.wal.codec import CodecError, decode, join
+from microdb.wal.file_log import FileLog
+from microdb.wal.format import Position
+from microdb.wal.header import HEAD, HEADER_BYTES
+from microdb.wal.log import GoneError, Payload, Start
+from microdb.wal.memory_log import MemoryLog
+
+__all__ = ["Handle", "LockHeld"]
+
+_LOG: Final = logging.getLogger("microdb")
+
+NEVER: Final = -1
+_CLOSED: Final = -1
+_DETACHED: Final = 0
+_CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
+
+
+@dataclass(slots=True, eq=False)
+class _Commit:
+    """One batch on its way into the log."""
+
+    payload: bytes
+    changes: Sequence[Change]
+    done: bool = False
+
+
+class LockHeld:
+    """What ``with mdb.lock():`` holds on to."""
+
+    def __init__(self, handle: "Handle", timeout_s: float | None) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+        self._lock: WriteLock | None = None
+
+    def __enter__(self) -> None:
+        self._handle._settle_for_write()  # noqa: SLF001  # Same module.
+        lock = self._handle._log.lock  # noqa: SLF001  # Same module.
+        lock.acquire(self._timeout_s)
+        self._lock = lock
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+class Handle:
+    """The machinery under `MicroDB`."""
+
+    def __init__(
+        self,
+        log: FileLog | MemoryLog,
+        keys: PartitionKeys,
+        *,
+        sync: bool,
+        read_only: bool,
+        auto_save_bytes: int | None,
+        timeout_s: float | None,
+    ) -> None:
+        self._log = log
+        self._keys = keys
+        self._sync = sync
+        self._read_only = read_only
+        self._timeout_s = timeout_s
+        self._auto_save_bytes = auto_save_bytes
+        self._save_above = auto_save_bytes if auto_save_bytes is not None else float("inf")
+        self._saver: threading.Thread | None = None
+        self._waiting: deque[_Commit] = deque()
+        self._transaction: Transaction | None = None
+        self._table_lock = threading.RLock()
+        self._records: Records = {}
+        self._position: Position | None = None
+        self._applied = self._head = NEVER
+        self._words = _CLOSED_WORDS
+        self._pid = _DETACHED
+        self._settle()
+        _handles[id(self)] = self
+
+    # Fresh reads.
+
+    def _find(self, key: Key) -> Record | None:
+        """The stored record as of now, by the long way."""
+        self._settle()
+        with self._table_lock:
+            self._catch_up()
+            transaction = self._transaction
+            if transaction is not None and transaction.is_mine():
+                return transaction.get(key)
+            return self._records.get(key)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[Records]:
+        """The table as of now, which nobody changes meanwhile."""
+        self._settle()
+        with self._table_lock:
+            self._catch_up()
+            transaction = self._transaction
+            mine = transaction is not None and transaction.is_mine()
+            yield transaction.whole() if transaction is not None and mine else self._records
+
+    def _catch_up(self) -> None:
+        """Apply what others have published. Under the table lock."""
+        if not self._log.is_followed() and self._log.must_attach_again():
+            self._position = None
+            self._attach()
+        head = self._words[HEAD]
+        if head == self._applied:
+            return
+        position = self._position
+        if position is None:
+            self._load(self._log.load())
+            return
+        try:
+            payloads, end = self._log.read(position, head)
+        except GoneError:
+            self._load(self._log.load())
+            return
+        self._apply(payloads, end)
+        self._reflect(head)
+
+    def _apply(self, payloads: Sequence[Payload], end: Position) -> None:
+        # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
+        # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
+        self._position = None if self._log.keeps_all else self._position
+        for payload in payloads:
+            apply(self._decoded(payload), self._records)
+        self._position = end
+
+    def _decoded(self, payload: Payload) -> list[Change]:
+        try:
+            return decode(payload, self._keys)
+        except CodecError as error:
+            raise CorruptError(self._log.name, f"a frame whose crc is right holds no changes: {error}") from error
+
+    def _reflect(self, head: int) -> None:
+        """From now on the table is that of a head."""
+        self._applied = head
+        if self._transaction is not None:
+            self._transaction.rebase(self._records)
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        is_open = self._transaction is None and self._log.is_followed()
+        self._head = self._applied if is_open else NEVER
+
+    def _load(self, start: Start) -> None:
+        """Build the table anew. Under the table lock."""
+        records: Records = {}
+        if start.snapshot is not None:
+            self._load_snapshot(start.snapshot, records)
+        for payload in start.payloads:
+            apply(self._decoded(payload), records)
+        self._records = records
+        self._position = start.end
+        self._reflect(start.head)
+
+    def _load_snapshot(self, data: bytes, records: Records) -> None:
+        name = self._log.name
+        for number, record in enumerate(snapshot.decode(data, name), 1):
+            try:
+                key = self._keys.checked(record)
+            except RecordError as error:
+                raise CorruptError(name, f"record {number}: {error}") from None
+            if key in records:
+                raise CorruptError(
+                    name,
+                    f"record {number} has the same key {key!r} as one before it; keep one of them, or see whether "
+                    f"partition_keys={list(self._keys.names)} is right",
+                )
+            records[key] = record
+
+    # Appending.
+
+    def _commit(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> None:
+        """Make changes, all or none; inside a transaction of this thread, at its end."""
+        self._settle_for_write()
+        transaction = self._transaction
+        if transaction is not None and transaction.is_mine():
+            transaction.add(changes, encoded)
+        else:
+            self._append(join(encoded), changes)
+
+    def _append(self, payload: bytes, changes: Sequence[Change]) -> None:
+        """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
+        commit = _Commit(payload, changes)
+        self._waiting.append(commit)
+        try:
+            with self._exclusive:
+                if not commit.done:
+                    # Inside lock() nobody else's changes may come between.
+                    alone = self._log.lock.depth > 1
+                    self._append_locked([commit] if alone else [one for one in self._waiting if not one.done])
+        finally:
+            self._waiting.remove(commit)
+        if self._position is not None and self._position.offset > self._save_above:
+            self._consider_save()
+
+    def _append_locked(self, group: list[_Commit]) -> None:
+        self._prepare_locked()
+        before = self._position
+        if before is None:
+            raise AssertionError("whoever has caught up has a position")
+        try:
+            end = self._log.append([commit.payload for commit in group], before, sync=self._sync)
+        finally:
+            # Whatever interrupts the append, it is the page that tells whether it took place.
+            if self._words[HEAD] != before.head:
+                for commit in group:
+                    commit.done = True
+        with self._table_lock:
+            if self._position != before:
+                return  # Another thread read in between, and has caught up with the log.
+            self._position = None if self._log.keeps_all else before
+            for commit in group:
+                apply(commit.changes, self._records)
+            self._position = end
+            self._reflect(end.head)
+
+    def _prepare_locked(self) -> None:
+        """The table is up to date and the log may be appended to, or an error says why not."""
+        if self._pid == _CLOSED:
+            raise ClosedError("this handle was closed meanwhile")
+        self._log.prepare()
+        if self._log.is_poisoned():
+            self._leave_poisoned_locked()
+        if self._words[HEAD] != self._applied or self._position is None:
+            with self._table_lock:
+                self._applied = NEVER if self._position is None else self._applied
+                self._catch_up()
+
+    def _leave_poisoned_locked(self) -> None:
+        """An fsync failed: what the log holds may not be on the disk. Begin a generation that is."""
+        try:
+            self._save(snapshot.encode_list, timeout_s=None)
+        except (OSError, MicroDBError) as error:
+            raise FailedError(
+                self._log.name,
+                "an earlier write to the disk failed, and the save that must come before the next one failed too "
+                f"({error}); reads go on. Mend the disk and write again, or save(another_filename)",
+            ) from error
+
+    def _writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError("this handle was opened with read_only=True; open another one to write")
+
+    # Lock and transaction.
+
+    @contextlib.contextmanager
+    def _transact(self, timeout_s: float | None) -> Iterator[None]:
+        outer = self._transaction
+        if outer is not None and outer.is_mine():
+            mark = len(outer.changes)
+            try:
+                yield
+            except BaseException:
+                outer.rewind(mark)
+                raise
+            return
+        with LockHeld(self, timeout_s):
+            self._prepare_locked()
+            transaction = Transaction(self._records)
+            try:
+                self._transaction = transaction
+                self._head = NEVER
+                yield
+            finally:
+                if not transaction.is_inherited():
+                    self._transaction = None
+                    self._open_gate()
+            if transaction.is_inherited():
+                raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")
+            if transaction.changes:
+                self._append(join(transaction.encoded), transaction.changes)
+
+    def _refuse_in_transaction(self, what: str) -> None:
+        transaction = self._transaction
+        if transaction is not None and transaction.is_mine():
+            raise TransactionError(f"{what} inside a transaction; do it when the transaction has ended")
+
+    # Saving.
+
+    def capture(self) -> tuple[Sequence[Record], Position]:
+        """Under the write lock: all records as of now, and the position that they reflect."""
+        self._log.prepare()
+        with self._table_lock:
+            if self._position is None:
+                self._applied = NEVER
+            self._catch_up()
+            if self._position is None:
+                raise AssertionError("whoever has caught up has a position")
+            return list(self._records.values()), self._position
+
+    def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:
+        if isinstance(self._log, FileLog):
+            save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+
+    def _consider_save(self) -> None:
+        """Save in the background if the log is longer than twice the snapshot, too."""
+        if self._auto_save_bytes is None or self._position is None or not isinstance(self._log, FileLog):
+            return
+        identity = self._log.files.identity(self._log.paths.snapshot)
+        bound = max(self._auto_save_bytes, 2 * identity.size if identity is not None else 0)
+        if self._position.offset <= bound:
+            self._save_above = bound
+        elif self._saver is None or not self._saver.is_alive():
+            self._save_above = self._position.offset + self._auto_save_bytes
+            self._saver = threading.Thread(target=self._auto_save, name="microdb-save")
+            self._saver.start()
+
+    def _auto_save(self) -> None:
+        try:
+            with self._whole():
+                pass
+            if self._position is None or self._position.offset <= (self._auto_save_bytes or 0):
+                return  # Another process has saved meanwhile.
+            self._save(self._encode_as_found, timeout_s=self._timeout_s, save_timeout_s=0)
+            self._save_above = self._auto_save_bytes or 0
+        except LockTimeoutError:
+            _LOG.debug("%s: another process is saving", self._log.name)
+        except (OSError, MicroDBError):
+            _LOG.warning("%s: the automatic save failed; the log goes on growing", self._log.name, exc_info=True)
+
+    def _encode_as_found(self, records: Sequence[Record]) -> Iterator[bytes]:
+        """In the form that the snapshot has, if the records still fit it."""
+        found = self._log.snapshot_begins() if isinstance(self._log, FileLog) else b""
+        if snapshot.is_grid(found):
+            with contextlib.suppress(GridError):
+                return snapshot.encode_grid(records)
+        return snapshot.encode_list(records)
+
+    # Opening, closing, forking.
+
+    def _settle(self) -> None:
+        """See that this handle is open, and open in this process."""
+        if self._pid == os.getpid():
+            return
+        if self._pid == _CLOSED:
+            raise ClosedError("this handle is closed; open another one")
+        with _settling:
+            if self._pid not in (os.getpid(), _DETACHED):  # A fork in C, which calls no hooks.
+                locks.after_fork_in_child()
+                self._after_fork_in_child()
+        with self._table_lock:
+            if self._pid != os.getpid():
+                self._attach()
+                self._pid = os.getpid()
+
+    def _settle_for_write(self) -> None:
+        self._settle()
+        self._writable()
+
+    def _attach(self) -> None:
+        start = self._log.attach(recover)
+        self._words = self._log.words
+        self._exclusive = Held(self._log.lock, self._timeout_s)
+        if start is not None:
+            self._load(start)
+        elif self._position is None:
+            self._load(self._log.load())
+
+    def close(self) -> None:
+        """Let go of the files. A save in the background is waited for. Closing twice does nothing.
+
+        What was written is in the log already: closing saves nothing.
+
+        Raises:
+            TransactionError: The calling thread is inside ``lock()`` or ``transaction()``.
+        """
+        if self._pid == _CLOSED:
+            return
+        if self._log.lock.is_mine():
+            raise TransactionError("close() inside lock() or transaction(); close it when that has ended")
+        saver = self._saver
+        if saver is not None and saver is not threading.current_thread():
+            saver.join()
+        self._pid = _CLOSED
+        self._head = NEVER
+        self._words = _CLOSED_WORDS
+        self._records = {}
+        self._log.detach()
+
+    def _before_fork(self) -> None:
+        self._table_lock.acquire()
+
+    def _after_fork_in_parent(self) -> None:
+        self._table_lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        """Keep the table and its position. Files, locks, threads and transactions are the parent's."""
+        self._table_lock = threading.RLock()
+        self._waiting = deque()
+        self._saver = None
+        self._transaction = None
+        if self._pid != _CLOSED:
+            self._pid = _DETACHED
+            self._log.detach()
+            self._open_gate()
+
+
+_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+_settling = threading.Lock()
+_taken: list[Callable[[], None]] = []
+
+
+def _before_fork() -> None:
+    taken = locks.before_fork()
+    handles = list(_handles.values())
+    for handle in handles:
+        handle._before_fork()  # noqa: SLF001  # Same module.
+    _taken[:] = [*(one._after_fork_in_parent for one in handles), lambda: locks.after_fork_in_parent(taken)]  # noqa: SLF001
+
+
+def _after_fork_in_parent() -> None:
+    for release in _taken:
+        release()
+    _taken.clear()
+
+
+def _after_fork_in_child() -> None:
+    global _settling  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
+    _settling = threading.Lock()
+    _taken.clear()
+    locks.after_fork_in_child()
+    for handle in list(_handles.values()):
+        handle._after_fork_in_child()  # noqa: SLF001  # Same module.
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,283 @@
+"""Values as JSON carries them, and back.
+
+Pure: from values to what any JSON encoder writes, and from what any JSON decoder gives. No text, no files.
+
+The notation, which a person may also write by hand:
+
+    None, bool, float, str, list       plain
+    int                                plain from -2**63 to 2**64 - 1, for other readers; else {"$int": "0x..."}
+    nan, inf, -inf                     {"$float": "nan"}
+    dict with str keys alone           an object; a key that begins with $ gets one more $ in front
+    any other dict                     {"$dict": [[key, value], ...]}
+    bytes                              {"$bytes": base64}
+    the types of `values.FORMS`        {"$name": portable form}
+
+So an object with exactly one key, which begins with one $, is a tag, and a single $ stands nowhere else. A record is
+always an object and its keys are always names: only values have tags.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, compress
+from math import isfinite
+from types import MappingProxyType, NoneType
+from typing import Any, Final
+
+from microdb.errors import RecordError
+from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record
+
+__all__ = ["decode_record", "decode_row", "encode_records", "encode_rows"]
+
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**64 - 1
+
+NUMBERS: Final = frozenset({int, float})
+LEAVES: Final = NUMBERS | {NoneType, bool, str}
+"""The types that JSON carries as they are and that hold nothing else; of numbers, those that `_is_plain` passes."""
+
+NOT_PLAIN: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError)
+"""What a constructor may raise on the content of a tag: Decimal an ArithmeticError, UUID an AttributeError, ZoneInfo an
+OSError where the key names a folder."""
+
+
+def encode_records(records: list[Record]) -> list[Record]:
+    """JSON-able objects for records, in order; what needs no change is not copied.
+
+    Costs a pass at C speed where all records are plain.
+    """
+    values = list(chain.from_iterable(map(dict.values, records)))
+    if _is_plain(values) and not _has_dollar(chain.from_iterable(records)):
+        return records
+    return [_encoded_object(record) for record in records]
+
+
+def encode_rows(rows: list[list[Any]]) -> list[list[Any]]:
+    """JSON-able lists for the rows of a grid, in order; what needs no change is not copied."""
+    if _is_plain(list(chain.from_iterable(rows))):
+        return rows
+    return [_encoded_list(row) for row in rows]
+
+
+def decode_record(plain: Record) -> Record:
+    """The record that a JSON object stands for, as `values.stored` would give it. `plain` belongs to it from now on.
+
+    Raises:
+        RecordError: A tag is unknown or has a wrong content, a name needs one more `$`, or it is nested too deep. The
+            error names the place in the JSON.
+    """
+    if LEAVES.issuperset(map(type, plain.values())) and not _has_dollar(plain):
+        return plain
+    return _decoded_record(plain, _decoded_name)
+
+
+def decode_row(names: Sequence[str], row: Sequence[Any]) -> Record:
+    """The record that one row of a grid stands for: its names are plain, its values are as those of `decode_record`.
+
+    Raises:
+        RecordError: As `decode_record`.
+    """
+    plain = dict(zip(names, row, strict=True))
+    return plain if LEAVES.issuperset(map(type, row)) else _decoded_record(plain, str)
+
+
+def _is_plain(values: Sequence[Any]) -> bool:
+    """Whether JSON carries them all as they are. False may also mean that telling would cost too much.
+
+    A sum is finite only if every term is, and it is the cheapest look at many numbers.
+    """
+    kinds = list(map(type, values))
+    if not LEAVES.issuperset(kinds):
+        return False
+    numbers = list(compress(values, map(NUMBERS.__contains__, kinds)))
+    try:
+        return not numbers or (isfinite(sum(numbers)) and min(numbers) >= INT_MIN and max(numbers) <= INT_MAX)
+    except OverflowError:
+        return False
+
+
+def _has_dollar(names: Iterable[str]) -> bool:
+    return "$" in "".join(set(names))
+
+
+def _encoded(value: Any) -> Any:
+    kind = type(value)
+    if kind is list:
+        return _encoded_list(value)
+    if kind is int:
+        return value if INT_MIN <= value <= INT_MAX else TO_TAG[int](value)
+    if kind is float:
+        return value if isfinite(value) else {"$float": repr(value)}
+    return TO_TAG[kind](value) if kind in TO_TAG else value
+
+
+def _encoded_list(value: list[Any]) -> list[Any]:
+    return value if _is_plain(value) else [_encoded(item) for item in value]
+
+
+def _encoded_object(value: Record) -> Record:
+    if not _has_dollar(value):
+        if _is_plain(list(value.values())):
+            return value
+        return {name: _encoded(item) for name, item in value.items()}
+    return {f"${name}" if name.startswith("$") else name: _encoded(item) for name, item in value.items()}
+
+
+def _encoded_dict(value: dict[Any, Any]) -> Record:
+    if STR.issuperset(map(type, value)):
+        return _encoded_object(value)
+    return {"$dict": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
+
+
+def _encoded_bytes(value: bytes) -> Record:
+    return {"$bytes": base64.b64encode(value).decode("ascii")}
+
+
+def _encoded_members(tag: str, members: Iterable[Any]) -> Record:
+    # The order of a set differs from run to run, and a snapshot kept in git should not.
+    return {tag: sorted(map(_encoded, members), key=json.dumps)}
+
+
+def _encoder_of(kind: type, tag: str, to_plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    if kind is set or kind is frozenset:
+        return lambda value: _encoded_members(tag, value)
+    return lambda value: {tag: _encoded(to_plain(value))}
+
+
+TO_TAG: Final[Mapping[type, Callable[[Any], Any]]] = MappingProxyType(
+    {form.type: _encoder_of(form.type, f"${form.name}", form.to_plain) for form in FORMS}
+    | {dict: _encoded_dict, bytes: _encoded_bytes}
+)
+
+
+def _decoded_record(plain: Record, decoded_name: Callable[[str], str]) -> Record:
+    try:
+        record = {decoded_name(name): _decoded(value, DEPTH_MAX) for name, value in plain.items()}
+    except RecordError as error:
+        raise RecordError(_place(plain.items(), "record", DEPTH_MAX), error.reason) from error.__cause__
+    return record if FLAT.issuperset(map(type, record.values())) else Nested(record)
+
+
+def _place(items: Iterable[tuple[Any, Any]], path: str, depth: int) -> str:
+    """The path of the first innermost value that is refused on its own. Looked for late: a path costs time to build."""
+    for step, value in items:
+        try:
+            _decoded(value, depth)
+        except RecordError:
+            inner = f"{path}[{step!r:.60}]"
+            return _place(_items(value), inner, depth - (_tag(value) is None)) if depth else inner
+    return path
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if type(value) is dict else enumerate(value)
+
+
+def _decoded(value: Any, depth: int) -> Any:
+    """What a JSON value stands for; `depth` is how many more levels may follow."""
+    kind = type(value)
+    if kind is not list and kind is not dict:
+        return value
+    if (tag := _tag(value)) is not None:
+        return _decoded_tag(tag, value[tag], depth)
+    _check_depth(depth)
+    if kind is dict:
+        return {_decoded_name(name): _decoded(item, depth - 1) for name, item in value.items()}
+    return value if LEAVES.issuperset(map(type, value)) else [_decoded(item, depth - 1) for item in value]
+
+
+def _tag(value: Any) -> str | None:
+    """The one key of an object that is a tag."""
+    if type(value) is not dict or len(value) != 1:
+        return None
+    name: str = next(iter(value))
+    return name if name.startswith("$") and not name.startswith("$$") else None
+
+
+def _decoded_name(name: str) -> str:
+    if not name.startswith("$"):
+        return name
+    if not name.startswith("$$"):
+        raise _refused(f"the name {name!r:.60} begins with one $, which marks a type; write {'$' + name!r:.60}")
+    return name[1:]
+
+
+def _decoded_tag(tag: str, plain: Any, depth: int) -> Any:
+    try:
+        if tag in FROM_CONTAINER_TAG:
+            _check_depth(depth)
+            return FROM_CONTAINER_TAG[tag](_checked_list(plain), depth - 1)
+        if tag in FROM_TAG:
+            return FROM_TAG[tag](_decoded(plain, FORM_DEPTH))
+    except RecordError:
+        raise
+    except NOT_PLAIN as error:
+        raise _refused(f"{plain!r:.60} is no content of {tag}: {error}") from error
+    raise _refused(f"unknown type {tag!r:.60}; if it is a name, write {'$' + tag!r:.60}")
+
+
+def _check_depth(depth: int) -> None:
+    if depth == 0:
+        raise _refused(f"nested more than {DEPTH_MAX} deep")
+
+
+def _checked_list(plain: Any) -> list[Any]:
+    if type(plain) is not list:
+        raise TypeError("expected a list")
+    return plain
+
+
+def _refused(reason: str) -> RecordError:
+    """An error whose place `_decoded_record` finds."""
+    return RecordError("", reason)
+
+
+def _tuple(items: list[Any], depth: int) -> tuple[Any, ...]:
+    return tuple([_decoded(item, depth) for item in items])
+
+
+def _set(items: list[Any], depth: int) -> set[Any]:
+    members = {_decoded(item, depth) for item in items}
+    if len(members) < len(items):
+        raise ValueError("a member stands in it twice")
+    return members
+
+
+def _frozenset(items: list[Any], depth: int) -> frozenset[Any]:
+    return frozenset(_set(items, depth))
+
+
+def _dict(items: list[Any], depth: int) -> dict[Any, Any]:
+    pairs = dict(_pair(item, depth) for item in items)
+    if len(pairs) < len(items):
+        raise ValueError("a key stands in it twice")
+    return pairs
+
+
+def _pair(item: Any, depth: int) -> tuple[Any, Any]:
+    key, value = _checked_list(item)
+    return _decoded(key, depth), _decoded(value, depth)
+
+
+def _float(plain: Any) -> float:
+    # A new object each time: two nans that are one object would become one member of a set.
+    if plain not in {"nan", "inf", "-inf"}:
+        raise ValueError("expected 'nan', 'inf' or '-inf'")
+    return float(plain)
+
+
+def _bytes(plain: Any) -> bytes:
+    return base64.b64decode(plain, validate=True)
+
+
+FROM_CONTAINER_TAG: Final[Mapping[str, Callable[[list[Any], int], Any]]] = MappingProxyType(
+    {"$tuple": _tuple, "$set": _set, "$frozenset": _frozenset, "$dict": _dict}
+)
+
+FROM_TAG: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
+    {f"${form.name}": form.from_plain for form in FORMS if f"${form.name}" not in FROM_CONTAINER_TAG}
+    | {"$float": _float, "$bytes": _bytes}
+)
+
+FORM_DEPTH: Final = 1
+"""How deep the portable form of a type that is no container may nest: the list of the two floats of a complex."""

@@ -1,0 +1,79 @@
+"""Fields to key: the tuple under which a record stands in the table."""
+
+import datetime as dt
+import uuid
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
+from types import NoneType
+from typing import Any, Final
+
+from microdb.errors import RecordError
+
+__all__ = ["Key", "PartitionKeys"]
+
+Key = tuple[Any, ...]
+
+_PLAIN: Final = frozenset({NoneType, bool, int, str, bytes, dt.date, dt.datetime, dt.timedelta, uuid.UUID})
+"""Types of which every value is hashable and equal to itself, by whatever way it came."""
+
+
+class PartitionKeys:
+    """The names of the fields that make a key, and what they make of a record.
+
+    Attributes:
+        names: The fields, in order.
+
+    Raises:
+        TypeError: Not an iterable of str.
+        ValueError: None at all, or one twice.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        if isinstance(names, str):
+            raise TypeError(f"partition_keys is a list of field names; write [{names!r}]")
+        self.names: Final = tuple(names)
+        for name in self.names:
+            if type(name) is not str:
+                raise TypeError(f"partition_keys is a list of field names, found {name!r}")
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"partition_keys names one or more different fields, found {list(self.names)!r}")
+        self._single: Final = self.names[0] if len(self.names) == 1 else None
+        self._several: Final = itemgetter(*self.names)
+
+    def of(self, record: Mapping[str, Any]) -> Key:
+        """The key of a record; a field that it lacks counts as None.
+
+        >>> PartitionKeys(["job", "name"]).of({"name": "Bob", "what": "ever"})
+        (None, 'Bob')
+        """
+        try:
+            if self._single is not None:
+                return (record[self._single],)
+            return self._several(record)  # type: ignore[no-any-return]  # A tuple, as there are two names or more.
+        except KeyError:
+            return tuple([record.get(name) for name in self.names])
+
+    def checked(self, record: Mapping[str, Any]) -> Key:
+        """The key of a record that is to be stored.
+
+        Raises:
+            RecordError: A key field holds something mutable, or a nan, which is not even equal to itself.
+        """
+        key = self.of(record)
+        if not _PLAIN.issuperset(map(type, key)):
+            for name, value in zip(self.names, key, strict=True):
+                _check(value, f"record[{name!r}]")
+        return key
+
+
+def _check(value: Any, path: str) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        found = type(value).__name__
+        raise RecordError(path, f"a key field cannot hold a {found}; use a str, a number or a tuple of such") from None
+    if value != value:  # noqa: PLR0124  # Only a nan differs from itself.
+        raise RecordError(path, "a key field cannot hold nan, which equals nothing; leave the field out or use None")
+    if isinstance(value, tuple | frozenset):
+        for item in value:
+            _check(item, path)

@@ -1,0 +1,76 @@
+"""Every file name of a database, in one place.
+
+snapshot          the user's file: mdb.json
+header            the page that every process maps; this and the rest in the folder mdb.json.wal
+lock              locked by whoever writes
+save.lock         one save at a time
+GENERATION.log    the log that follows the snapshot
+GENERATION.history  a log before it, kept for slow readers
+GENERATION-OFFSET.torn  bytes that recovery cut from a log, at that offset in hex
+*.tmp             what a save has not finished; of a dead saver, if nobody saves
+"""
+
+import os
+import re
+import secrets
+from typing import Final
+
+from microdb.errors import StrPath
+
+__all__ = ["Paths", "resolved"]
+
+_GENERATION: Final = re.compile(r"(\d{10})\.(log|history)")
+
+
+def resolved(filename: StrPath) -> str:
+    """The absolute path of a file, links followed: all who open it by whatever name meet at the same one."""
+    return os.path.realpath(os.fspath(filename))
+
+
+class Paths:
+    """The names of the files of one database.
+
+    Attributes:
+        snapshot: The user's file.
+        parent: The folder of the snapshot.
+        folder: The folder of everything else.
+    """
+
+    def __init__(self, filename: StrPath) -> None:
+        self.snapshot: Final = resolved(filename)
+        self.parent: Final = os.path.dirname(self.snapshot)
+        self.folder: Final = self.snapshot + ".wal"
+        self.header: Final = os.path.join(self.folder, "header")
+        self.lock: Final = os.path.join(self.folder, "lock")
+        self.save_lock: Final = os.path.join(self.folder, "save.lock")
+
+    def log(self, generation: int) -> str:
+        """The log of a generation while it is, or may become, the current one."""
+        return os.path.join(self.folder, f"{generation:010}.log")
+
+    def history(self, generation: int) -> str:
+        """The same log once a later generation has taken over."""
+        return os.path.join(self.folder, f"{generation:010}.history")
+
+    def torn(self, generation: int, offset: int) -> str:
+        """Where recovery keeps what it cuts from a log at `offset`."""
+        return os.path.join(self.folder, f"{generation:010}-{offset:08x}.torn")
+
+    def temporary(self) -> str:
+        """A name that nobody else uses."""
+        return os.path.join(self.folder, f"{os.getpid()}-{secrets.token_hex(8)}.tmp")
+
+    def export(self, target: str) -> str:
+        """A name that nobody else uses, beside `target`."""
+        return f"{target}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+    @staticmethod
+    def generation_of(name: str, kind: str) -> int | None:
+        """The generation that a name in the folder stands for, if it is a ``log`` or a ``history``."""
+        match = _GENERATION.fullmatch(name)
+        return int(match[1]) if match and match[2] == kind else None
+
+    @staticmethod
+    def is_temporary(name: str) -> bool:
+        """Whether a name in the folder is that of an unfinished file."""
+        return name.endswith(".tmp")

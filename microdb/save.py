@@ -1,0 +1,200 @@
+"""Write a snapshot and start a new generation, while others go on writing. The order of steps is what makes it safe.
+
+1. Save lock. Under the write lock: capture the records and their position. Then others write on.
+2. Write the snapshot aside, hashing it; write a new log bound to it, with the frames since the capture; fsync both.
+3. Write lock again. If the generation moved, another save was faster: its snapshot is as new, so give up one's own.
+   If the snapshot on the disk is not the one that the log follows, refuse.
+4. Add the last frames to the new log, fsync it.
+5. Set dirty; give the new log its name; fsync the folder; rename the snapshot into place, the commit point; fsync its
+   folder; publish the head; clear dirty. The log before becomes history.
+
+A crash anywhere leaves the old snapshot with the old log or the new one with the new, both durable.
+
+Order of locks: save lock, then write lock. Whoever already holds the write lock must not wait for the save lock.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from microdb.errors import ConflictError, StrPath
+from microdb.files import File, Files, Identity
+from microdb.locks import Held, save_lock
+from microdb.paths import Paths, resolved
+from microdb.values import Record
+from microdb.wal.file_log import FileLog
+from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, split_head
+from microdb.wal.header import DIRTY, HEAD
+from microdb.wal.log import GoneError
+from microdb.wal.log_file import LogFile, create_log
+from microdb.wal.writer import write_frames
+
+__all__ = ["Encode", "Source", "export", "save"]
+
+Encode = Callable[[Sequence[Record]], Iterable[bytes]]
+"""Records to the bytes of a snapshot, in pieces. Raises before the first piece if the records do not fit."""
+
+
+class Source(Protocol):
+    """What a save asks of the handle whose table it writes."""
+
+    def capture(self) -> tuple[Sequence[Record], Position]:
+        """Under the write lock: all records as of now, and the position that they reflect."""
+        ...
+
+
+class _Draft(NamedTuple):
+    """A snapshot and its log under temporary names.
+
+    Attributes:
+        snapshot: The new snapshot, fsynced.
+        log: The new log, fsynced.
+        end: The position at its end.
+        covers: The same place in the old log.
+        replaces: Which file the old snapshot is; None if there is none.
+    """
+
+    snapshot: File
+    log: LogFile
+    end: Position
+    covers: Position
+    replaces: Identity | None
+
+
+def save(
+    source: Source, log: FileLog, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None
+) -> bool:
+    """Replace the snapshot by the records as of now, and start a new generation.
+
+    When it returns, everything acknowledged before the call is fsynced. The result tells whether this save did it, or
+    another one that was faster.
+
+    Raises:
+        LockTimeoutError: Another save, or a writer, did not end in time.
+        ConflictError: The snapshot was edited or removed meanwhile. Nothing was changed.
+        GridError: From `encode`. Nothing was changed.
+        OSError: Nothing was changed; unless the very last fsync failed: then the new snapshot is in place, perhaps not
+            for ever, and the next write begins with another save.
+    """
+    held = Held(log.lock, timeout_s)
+    with contextlib.nullcontext() if log.lock.is_mine() else save_lock(log.paths.save_lock, save_timeout_s):
+        with held:
+            records, start = source.capture()
+        pieces = encode(records)
+        temporaries: list[str] = []
+        try:
+            draft = _draft(log, pieces, start, temporaries)
+            if draft is None:
+                return False
+            with held:
+                return _switch(log, draft)
+        finally:
+            for path in temporaries:
+                log.files.unlink(path)
+
+
+def _draft(log: FileLog, pieces: Iterable[bytes], start: Position, temporaries: list[str]) -> _Draft | None:
+    """Steps 1 and 2; None if the generation moved meanwhile."""
+    old = log.files.open_if_exists(log.paths.snapshot)
+    replaces = None if old is None else old.identity()
+    found = NO_SNAPSHOT if old is None else old.digest(HASH_BYTES)
+    snapshot, new_hash = _write_aside(log.files, log.paths.temporary(), pieces, log.paths.snapshot, temporaries)
+    try:
+        expected = log.open_generation(start.generation).header.snapshot_hash
+        payloads, covers = log.read(start, log.words[HEAD])
+    except GoneError:
+        return None
+    if covers.generation != start.generation:
+        return None
+    if found != expected:
+        raise _edited(log)
+    new, end = create_log(
+        log.paths,
+        log.files,
+        generation=start.generation + 1,
+        base_sequence=start.sequence,
+        bound_to=new_hash,
+        partition_keys=log.keys.names,
+        payloads=payloads,
+    )
+    temporaries.append(new.file.path)
+    return _Draft(snapshot, new, end, covers, replaces)
+
+
+def _switch(log: FileLog, draft: _Draft) -> bool:
+    """Steps 3 to 5; False if the generation moved meanwhile."""
+    log.prepare()
+    head = log.words[HEAD]
+    if split_head(head)[0] != draft.covers.generation:
+        return False
+    if log.files.identity(log.paths.snapshot) != draft.replaces:
+        raise _edited(log)
+    payloads, _ = log.read(draft.covers, head)
+    frames, end = write_frames(payloads, draft.end)
+    if frames:
+        draft.log.file.write_at(frames, draft.end.offset)
+        draft.log.file.sync()
+    in_place = False
+    try:
+        log.words[DIRTY] = os.getpid()
+        log.files.rename(draft.log.file.path, log.paths.log(end.generation))
+        log.files.sync_folder(log.paths.folder)
+        log.files.rename(draft.snapshot.path, log.paths.snapshot)
+        in_place = True
+        log.files.sync_folder(log.paths.parent)
+        log.publish_generation(end.generation, end.offset)
+        log.words[DIRTY] = 0
+    except BaseException as error:
+        if in_place and isinstance(error, OSError) and log.words[HEAD] == head:
+            log.publish_generation(end.generation, end.offset, poisoned=True)
+            log.words[DIRTY] = 0
+        else:
+            log.repair()
+        raise
+    return True
+
+
+def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:
+    """Write a snapshot elsewhere, whole or not at all.
+
+    Raises:
+        ConflictError: Another database lives there.
+        OSError: As the system says.
+    """
+    target = resolved(filename)
+    if files.identity(Paths(target).folder) is not None:
+        raise ConflictError(f"{target}: another database; open it and upsert into it, or choose another name")
+    temporaries: list[str] = []
+    try:
+        file, _ = _write_aside(files, Paths(target).export(target), pieces, target, temporaries)
+        files.rename(file.path, target)
+        files.sync_folder(os.path.dirname(target))
+    finally:
+        for path in temporaries:
+            files.unlink(path)
+
+
+def _write_aside(
+    files: Files, path: str, pieces: Iterable[bytes], like: str, temporaries: list[str]
+) -> tuple[File, bytes]:
+    """A new file, fsynced, with the permissions of `like`; and the hash that binds a log to it."""
+    file = files.create(path)
+    temporaries.append(path)
+    file.copy_mode(like)
+    state = hashlib.blake2b(digest_size=HASH_BYTES)
+    offset = 0
+    for piece in pieces:
+        file.write_at(piece, offset)
+        state.update(piece)
+        offset += len(piece)
+    file.sync()
+    return file, state.digest()
+
+
+def _edited(log: FileLog) -> ConflictError:
+    return ConflictError(
+        f"{log.paths.snapshot}: edited, replaced or removed since it was read; saving would undo that. Put the old one "
+        "back; or save(another_filename), which loses nothing"
+    )

@@ -1,0 +1,251 @@
+"""What may be stored in a record, how it is checked and copied, and its portable form.
+
+Pure: nothing here knows of files, logs or JSON text. The log (`wal.codec`) and the snapshot (`json_values`) both carry
+a value that their format does not know by its *portable form*: the row of `FORMS` for its type.
+"""
+
+import datetime as dt
+import uuid
+import zoneinfo
+from collections.abc import Callable
+from decimal import Decimal
+from types import EllipsisType, NoneType
+from typing import Any, Final, NamedTuple
+
+from microdb.errors import RecordError
+
+__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "checked", "stored"]
+
+Record = dict[str, Any]
+
+DEPTH_MAX: Final = 64
+"""How deep containers may nest inside a record. msgpack packs 1,024 levels and cannot unpack them."""
+
+SIMPLE: Final = frozenset(
+    {NoneType, bool, int, float, complex, bytes, EllipsisType, dt.date, dt.timedelta, Decimal, uuid.UUID}
+)
+"""Immutable types of which every value is accepted."""
+
+FLAT: Final = SIMPLE | {str}
+"""Types that need no copy. Of `str` only a lone surrogate is refused, which the encoder finds."""
+
+STR: Final = frozenset({str})
+
+_DECIMAL_BITS: Final = 2_000
+"""Longer ints are written in hex: Python refuses decimals beyond a limit that a program may lower to 640 digits."""
+
+
+class Form(NamedTuple):
+    """How a value of one type becomes a value that every format carries, and back.
+
+    Attributes:
+        type: The exact type.
+        name: Its tag in JSON, without the dollar sign.
+        code: Its msgpack extension code.
+        to_plain: Value to str, list or None. A list may hold values that need a form themselves.
+        from_plain: The inverse. Raises ValueError, TypeError or LookupError on what `to_plain` never gives.
+    """
+
+    type: type
+    name: str
+    code: int
+    to_plain: Callable[[Any], Any]
+    from_plain: Callable[[Any], Any]
+
+
+class Nested(dict[str, Any]):
+    """A stored record with something mutable or deep inside: its copy is deep, and a plain dict.
+
+    A record of immutable values alone is stored as a plain dict, whose own `copy` does. So a reader calls
+    ``record.copy()`` and gets what is its own in either case, at the least price.
+    """
+
+    __slots__ = ()
+
+    def copy(self) -> Record:
+        """A plain dict that shares nothing mutable with this one."""
+        return {name: _copied(value) for name, value in self.items()}
+
+
+def stored(record: Record) -> Record:
+    """The private copy of a record that a table keeps.
+
+    Costs one pass over the values' types where all are immutable. Lone surrogates pass here: whoever encodes the record
+    meets them, and calls `checked` for the message.
+
+    Raises:
+        RecordError: It cannot be stored; the error names the path of the field.
+    """
+    if type(record) is dict and FLAT.issuperset(map(type, record.values())) and STR.issuperset(map(type, record)):
+        return record.copy()
+    return checked(record)
+
+
+def checked(record: Record) -> Record:
+    """As `stored`, looking at every value, lone surrogates included."""
+    if type(record) is not dict:
+        raise RecordError("record", f"expected a dict, found {_name(record)}")
+    for name, value in record.items():
+        if type(name) is not str:
+            raise RecordError("record", f"field names are str, found {_shown(name)} ({_name(name)})")
+        _check_str(name, "record (a field name)")
+        _check(value, f"record[{name!r}]", DEPTH_MAX)
+    if FLAT.issuperset(map(type, record.values())):
+        return record.copy()
+    return Nested(Nested(record).copy())
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if kind is list:
+        return [_copied(item) for item in value]
+    if kind is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if kind is tuple:
+        return tuple([_copied(item) for item in value])
+    if kind is set:
+        return value.copy()
+    return value
+
+
+def _check(value: Any, path: str, depth: int) -> None:  # noqa: C901  # One branch a kind of value.
+    """Refuse what cannot be stored, naming its path; `depth` is how many more levels may follow."""
+    kind = type(value)
+    if kind in SIMPLE:
+        return
+    if kind is str:
+        _check_str(value, path)
+    elif kind is dt.datetime or kind is dt.time:
+        _check_zone(value.tzinfo, path)
+    elif depth == 0:
+        raise RecordError(path, f"nested more than {DEPTH_MAX} deep")
+    elif kind is list or kind is tuple:
+        for index, item in enumerate(value):
+            _check(item, f"{path}[{index}]", depth - 1)
+    elif kind is dict:
+        for key, item in value.items():
+            _check(key, f"{path} (a key)", depth - 1)
+            _check(item, f"{path}[{_shown(key)}]", depth - 1)
+    elif kind is set or kind is frozenset:
+        for item in value:
+            _check(item, f"{path} (a member)", depth - 1)
+    else:
+        raise RecordError(path, f"a value of type {_name(value)} cannot be stored; {_advice(value)}")
+
+
+def _check_str(value: str, path: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = value[error.start]
+        raise RecordError(path, f"lone surrogate {found!a} at position {error.start}; it has no UTF-8 form") from None
+
+
+def _check_zone(zone: dt.tzinfo | None, path: str) -> None:
+    if zone is None:
+        return
+    if type(zone) is dt.timezone:
+        _check_str(zone.tzname(None), f"{path} (the name of its time zone)")
+    elif type(zone) is not zoneinfo.ZoneInfo or not _is_known(zone):
+        raise RecordError(
+            path, f"time zone {zone!r:.60}: use datetime.timezone or a zoneinfo.ZoneInfo with a known key"
+        )
+
+
+def _is_known(zone: zoneinfo.ZoneInfo) -> bool:
+    """Whether its key finds a zone again: `ZoneInfo.from_file` takes any key or none."""
+    try:
+        return bool(zoneinfo.ZoneInfo(zone.key or "").key)
+    except (LookupError, ValueError, OSError):
+        return False
+
+
+def _shown(key: Any) -> str:
+    # The `repr` of an int refuses more digits than a limit, also within a tuple.
+    try:
+        return f"{key!r:.60}"
+    except ValueError:
+        return f"<{_name(key)}>"
+
+
+def _name(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _advice(value: Any) -> str:
+    base = next((base for base in type(value).__mro__[1:] if base in FLAT or base in CONTAINERS), None)
+    if base is None:
+        return "store its parts as plain values"
+    return f"store it as {base.__name__}"
+
+
+CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset, dt.datetime, dt.time})
+
+
+def _int_to_plain(value: int) -> str:
+    return str(value) if value.bit_length() < _DECIMAL_BITS else hex(value)
+
+
+def _moment_to_plain(value: dt.datetime | dt.time) -> str | list[Any]:
+    """ISO text; with a fold, a named offset or a zone: [text, fold, zone or None, name of the offset or None].
+
+    A zone is the key of a `ZoneInfo`, or the microseconds of an offset below a second, which `fromisoformat` takes for
+    UTC.
+    """
+    zone = value.tzinfo
+    if isinstance(zone, zoneinfo.ZoneInfo):
+        return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, zone.key, None]
+    offset = (zone and zone.utcoffset(None)) or dt.timedelta()
+    name = zone.tzname(None) if zone is not None and zone.tzname(None) != dt.timezone(offset).tzname(None) else None
+    if offset and abs(offset) < dt.timedelta(seconds=1):
+        return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, offset // dt.timedelta.resolution, name]
+    text = value.replace(fold=0).isoformat()
+    return text if not value.fold and name is None else [text, value.fold, None, name]
+
+
+def _moment_from_plain(kind: type[dt.datetime] | type[dt.time], plain: Any) -> dt.datetime | dt.time:
+    if type(plain) is str:
+        return kind.fromisoformat(plain)
+    text, fold, zone, name = plain
+    value = kind.fromisoformat(text)
+    if type(zone) is str:
+        return value.replace(fold=fold, tzinfo=zoneinfo.ZoneInfo(zone))
+    if zone is None and name is None:
+        return value.replace(fold=fold)
+    offset = value.utcoffset() if zone is None else dt.timedelta(microseconds=zone)
+    if offset is None:
+        raise ValueError("a name for an offset, and no offset")
+    return value.replace(fold=fold, tzinfo=dt.timezone(offset) if name is None else dt.timezone(offset, name))
+
+
+def _ellipsis_from_plain(plain: Any) -> EllipsisType:
+    if plain is not None:
+        raise ValueError("an ellipsis carries null")
+    return ...
+
+
+FORMS: Final = (
+    Form(tuple, "tuple", 1, list, tuple),
+    Form(set, "set", 2, list, set),
+    Form(frozenset, "frozenset", 3, list, frozenset),
+    Form(int, "int", 4, _int_to_plain, lambda plain: int(plain, 0)),
+    Form(complex, "complex", 5, lambda value: [value.real, value.imag], lambda plain: complex(*plain)),
+    Form(EllipsisType, "ellipsis", 6, lambda _: None, _ellipsis_from_plain),
+    Form(dt.datetime, "datetime", 7, _moment_to_plain, lambda plain: _moment_from_plain(dt.datetime, plain)),
+    Form(dt.date, "date", 8, dt.date.isoformat, dt.date.fromisoformat),
+    Form(dt.time, "time", 9, _moment_to_plain, lambda plain: _moment_from_plain(dt.time, plain)),
+    Form(
+        dt.timedelta,
+        "timedelta",
+        10,
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda plain: dt.timedelta(*plain),
+    ),
+    Form(Decimal, "decimal", 11, str, Decimal),
+    Form(uuid.UUID, "uuid", 12, str, uuid.UUID),
+)
+"""The portable forms. A code is never used again for another type: old logs hold them.
+
+A format leaves out the types that it knows itself: msgpack carries an `int` of 64 bits, JSON every `int` below 2**64.
+"""

@@ -1,0 +1,155 @@
+"""Changes to bytes and back: the only user of msgpack.
+
+A payload is one msgpack array with an item a change. What the item is tells the change:
+
+    map                 upsert: the record; its key follows from its fields
+    [1, [value, …]]     delete: the key
+    [2]                 clear
+
+A value that msgpack does not know, or would give back as another type, is an extension whose code is that of its form
+in `values.FORMS` and whose data is the form's plain value, packed.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import msgpack
+
+from microdb.changes import Change
+from microdb.errors import RecordError
+from microdb.keys import Key, PartitionKeys
+from microdb.values import FLAT, FORMS, Nested, Record, checked
+from microdb.wal.format import PAYLOAD_BYTES_MAX
+
+__all__ = [
+    "CodecError",
+    "decode",
+    "decode_names",
+    "encode_clear",
+    "encode_delete",
+    "encode_names",
+    "encode_upsert",
+    "join",
+]
+
+_DELETE: Final = 1
+_CLEAR: Final = 2
+
+_FORM_OF_TYPE: Final = {form.type: form for form in FORMS}
+_FORM_OF_CODE: Final = {form.code: form for form in FORMS}
+
+
+# What msgpack, and the forms, raise on bytes that nobody wrote.
+_DECODE_ERRORS: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+class CodecError(Exception):
+    """These bytes are no payload. Whoever knows the file turns it into a CorruptError."""
+
+
+def _default(value: Any) -> msgpack.ExtType:
+    form = _FORM_OF_TYPE[type(value)]
+    return msgpack.ExtType(form.code, _pack(form.to_plain(value)))
+
+
+def _ext_hook(code: int, data: bytes) -> Any:
+    return _FORM_OF_CODE[code].from_plain(_unpack(data))
+
+
+def _pack(value: Any) -> bytes:
+    return cast("bytes", msgpack.packb(value, default=_default, strict_types=True))
+
+
+def _unpack(data: bytes | memoryview) -> Any:
+    return msgpack.unpackb(data, ext_hook=_ext_hook, strict_map_key=False)
+
+
+class _Packer(threading.local):
+    """A packer for each thread: making one costs three times what packing a record does."""
+
+    pack: Callable[[Record], bytes]
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(default=_default, strict_types=True).pack
+
+
+_packer: Final = _Packer()
+
+
+def encode_upsert(record: Record) -> bytes:
+    """The item of an upsert.
+
+    Raises:
+        RecordError: A str in the record has no UTF-8 form.
+    """
+    try:
+        if type(record) is dict:
+            return _packer.pack(record)
+        return _pack(dict(record))
+    except UnicodeEncodeError:
+        checked(dict(record))
+        raise
+
+
+def encode_delete(key: Key) -> bytes:
+    """The item of a delete."""
+    return _pack([_DELETE, list(key)])
+
+
+def encode_clear() -> bytes:
+    """The item of a clear."""
+    return _pack([_CLEAR])
+
+
+def join(items: Sequence[bytes]) -> bytes:
+    """The payload of these items.
+
+    Raises:
+        RecordError: It would be longer than a frame may be.
+    """
+    size = sum(map(len, items))
+    if size > PAYLOAD_BYTES_MAX - 5:
+        raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {PAYLOAD_BYTES_MAX - 5}")
+    if len(items) == 1:
+        return b"\x91" + items[0]
+    return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
+
+
+def decode(payload: bytes | memoryview, keys: PartitionKeys) -> list[Change]:
+    """The changes of a payload, their records ready to be stored.
+
+    Raises:
+        CodecError: These bytes are no payload.
+    """
+    try:
+        return [_change(item, keys) for item in _unpack(payload)]
+    except _DECODE_ERRORS as error:
+        raise CodecError(f"not a batch of changes ({type(error).__name__}: {error})") from error
+
+
+def _change(item: Any, keys: PartitionKeys) -> Change:
+    if type(item) is dict:
+        record = item if FLAT.issuperset(map(type, item.values())) else Nested(item)
+        return keys.of(item), record
+    if item[0] == _DELETE:
+        return tuple(item[1]), None
+    if item[0] == _CLEAR:
+        return None, None
+    raise ValueError(f"unknown change {item[0]!r}")
+
+
+def encode_names(names: Sequence[str]) -> bytes:
+    """A list of names, for the header of a log."""
+    return _pack(list(names))
+
+
+def decode_names(data: bytes) -> tuple[str, ...]:
+    """The names in the header of a log. Raises CodecError."""
+    try:
+        names = tuple(_unpack(data))
+    except _DECODE_ERRORS as error:
+        raise CodecError(f"not a list of names ({error})") from error
+    if not all(type(name) is str for name in names):
+        raise CodecError("not a list of names")
+    return names

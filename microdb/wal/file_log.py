@@ -1,0 +1,417 @@
+"""The log in files, shared by every process that opens the same path.
+
+Invariants, under the write lock and with the dirty word clear:
+
+* the current log is named ``.log`` and ends at the head; what stands behind it was never acknowledged;
+* a log under its final name is whole and was fsynced; its snapshot hash binds it to the one snapshot that it follows;
+* logs overlap or join by sequence, and never leave a gap.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from microdb.errors import (
+    ConflictError,
+    CorruptError,
+    FailedError,
+    LockTimeoutError,
+    ReentrantError,
+    StorageError,
+)
+from microdb.files import File, Files
+from microdb.keys import PartitionKeys
+from microdb.locks import Held, WriteLock, be_absent, become_present, is_alone, shared_write_lock
+from microdb.paths import Paths
+from microdb.wal import header
+from microdb.wal.format import DURABLE_BEFORE, HASH_BYTES, NO_SNAPSHOT, OFFSET_MAX, Position, head_of, split_head
+from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES, OWNER, POISONED, REPAIRS, SAVES
+from microdb.wal.log import GoneError, Payload, Start
+from microdb.wal.log_file import LogFile, open_log, snapshot_hash
+from microdb.wal.reader import Run, read_frames
+from microdb.wal.writer import write_frames
+
+__all__ = ["HISTORY_BYTES", "FileLog", "Recover"]
+
+HISTORY_BYTES: Final = 16 << 20
+"""How much of the logs before the current one is kept for slow readers."""
+
+_LOOK_EVERY_S: Final = 1.0
+_RETRY_S: Final = 0.001
+
+
+class _Pair(NamedTuple):
+    """A log, and the snapshot found beside it, opened at one moment."""
+
+    log: LogFile
+    snapshot: File | None
+    head: int
+
+
+class FileLog:
+    """A `Log` in the folder beside the snapshot.
+
+    Attributes:
+        name: The path of the snapshot.
+        words: The page.
+        lock: The write lock, shared by all handles of this process on this database.
+        paths: Its file names.
+        files: The file system.
+        keys: The partition keys.
+        read_only: Whether this handle must write nothing.
+    """
+
+    keeps_all: Final = True
+
+    def __init__(
+        self,
+        paths: Paths,
+        keys: PartitionKeys,
+        *,
+        files: Files,
+        read_only: bool = False,
+        timeout_s: float | None = None,
+        history_bytes: int = HISTORY_BYTES,
+    ) -> None:
+        self.name = paths.snapshot
+        self.paths = paths
+        self.files = files
+        self.keys = keys
+        self.read_only = read_only
+        self.words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
+        self.lock = WriteLock()
+        self.header_file: File | None = None
+        self._timeout_s = timeout_s
+        self._history_bytes = history_bytes
+        self._lock_file: File | None = None
+        self._current: LogFile | None = None
+        self._looked_at_s = 0.0
+        self._appending = False
+
+    # Opening.
+
+    def attach(self, recover: "Recover") -> Start | None:
+        """Open the files and be present. Whoever finds nobody else alive recovers first, and gets the content with it.
+
+        Waits for the write lock.
+        """
+        if self.read_only:
+            return self._attach_read_only(recover)
+        if self.files.make_folder(self.paths.folder):
+            self.files.sync_folder(self.paths.parent)
+        self._current = None
+        self._lock_file = self.files.open(self.paths.lock, write=True, create=True)
+        self.lock = shared_write_lock(self._lock_file)
+        with Held(self.lock, self._timeout_s):
+            self.header_file = header_file = self.files.open(self.paths.header, write=True, create=True)
+            try:
+                return self._join(recover, header_file)
+            except BaseException:
+                # An error keeps its traceback, and with it this file: it must not look alive.
+                be_absent(header_file)
+                raise
+
+    def _join(self, recover: "Recover", header_file: File) -> Start | None:
+        alone = is_alone(header_file)
+        if alone:
+            header.create(header_file)
+        self.words = header.open_words(header_file, writable=True)
+        self.lock.tell_owner_in(self.words[OWNER:])
+        self._look()
+        start = recover(self, header_file) if alone else None
+        become_present(header_file)
+        return start
+
+    def _attach_read_only(self, recover: "Recover") -> Start | None:
+        """As `attach`, writing nothing. With nobody else alive it stays unseen: a writer that comes must recover."""
+        self.header_file = None
+        try:
+            self._lock_file = self.files.open(self.paths.lock)
+            header_file = self.files.open(self.paths.header)
+        except FileNotFoundError:
+            return recover(self, None)
+        self.lock = shared_write_lock(self._lock_file)
+        with Held(self.lock, self._timeout_s):
+            alone = is_alone(header_file)
+            try:
+                if header_file.size() < HEADER_BYTES:
+                    return recover(self, None)
+                self.words = header.open_words(header_file, writable=False)
+                self.header_file = header_file
+                if alone:
+                    return recover(self, header_file)
+            finally:
+                if alone:
+                    be_absent(header_file)
+            become_present(header_file)
+        return None
+
+    def is_followed(self) -> bool:
+        """Whether there is a log. A read-only handle may have found a snapshot alone; one may come at any time."""
+        return self.header_file is not None
+
+    def must_attach_again(self) -> bool:
+        """Whether a log has come where there was none. Costs a system call."""
+        identity = self.files.identity(self.paths.header)
+        return self.header_file is None and identity is not None and identity.size >= HEADER_BYTES
+
+    def detach(self) -> None:
+        """Let go of all files without unlocking: an flock belongs to the open file, which a fork shares."""
+        self.header_file = None
+        self._lock_file = None
+        self._current = None
+        self.lock = WriteLock()
+
+    # Reading.
+
+    def load(self) -> Start:
+        """The content as of now. Waits for no writer, unless a save is just replacing the snapshot.
+
+        Raises:
+            ConflictError: The snapshot is not the one that the log follows.
+        """
+        while True:
+            with contextlib.suppress(ConflictError, GoneError):
+                return self._read_pair(self._open_pair())
+            # Between the two renames of a save, snapshot and head do not match. Never block here: the caller may hold
+            # what the owner of the lock is waiting for.
+            try:
+                with Held(self.lock, 0):
+                    return self._load_locked()
+            except LockTimeoutError:
+                time.sleep(_RETRY_S)
+
+    def _load_locked(self) -> Start:
+        if not self.read_only:
+            self.prepare()
+        try:
+            return self._read_pair(self._open_pair())
+        except GoneError as error:
+            path = self.paths.log(error.generation)
+            raise FailedError(path, "removed while this process uses it; close it and open it again") from None
+
+    def _open_pair(self) -> _Pair:
+        head = self.words[HEAD]
+        self._current = log = self.open_generation(split_head(head)[0])
+        return _Pair(log, self.files.open_if_exists(self.paths.snapshot), head)
+
+    def _read_pair(self, pair: _Pair) -> Start:
+        data = None if pair.snapshot is None else pair.snapshot.read_all()
+        if snapshot_hash(data) != pair.log.header.snapshot_hash:
+            raise ConflictError(
+                f"{self.paths.snapshot}: not the snapshot that {pair.log.file.path} follows. It was edited, replaced "
+                "or removed while processes use it; put the old one back, or close them all and open it again"
+            )
+        payloads, end = _frames_to(pair.log, pair.log.header.start, split_head(pair.head)[1])
+        return Start(data, payloads, end, pair.head)
+
+    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+        """The batches from a position to a published head, across the saves that came in between."""
+        generation, offset = split_head(head)
+        payloads: list[Payload] = []
+        while after.generation < generation:
+            following = self.open_generation(after.generation + 1)
+            base = following.header.base_sequence
+            payloads += _frames_until(self._log_of(after), after, base).payloads if base > after.sequence else []
+            after = _frames_until(following, following.header.start, max(after.sequence, base)).end
+            self._current = following
+        more, end = _frames_to(self._log_of(after), after, offset)
+        return [*payloads, *more] if payloads else more, end
+
+    def open_generation(self, generation: int) -> LogFile:
+        """The log of a generation, current or history. Raises GoneError if it is not kept."""
+        # A save renames a log to history; the name that is gone now may be there under the other one by then.
+        for path in (self.paths.log(generation), self.paths.history(generation)):
+            with contextlib.suppress(FileNotFoundError):
+                log = open_log(self.files.open(path, write=not self.read_only))
+                self.check_keys(log)
+                return log
+        raise GoneError(generation)
+
+    def check_keys(self, log: LogFile) -> None:
+        """Raises StorageError if the log is keyed by other fields."""
+        if log.header.partition_keys != self.keys.names:
+            raise StorageError(
+                log.file.path,
+                f"keyed by {list(log.header.partition_keys)}, opened with partition_keys={list(self.keys.names)}; "
+                "open it with its own keys, or upsert its records into a database of another name",
+            )
+
+    def _log_of(self, position: Position) -> LogFile:
+        current = self._current
+        if current is None or current.header.generation != position.generation:
+            self._current = current = self.open_generation(position.generation)
+        return current
+
+    def snapshot_begins(self) -> bytes:
+        """The first bytes of the snapshot."""
+        file = self.files.open_if_exists(self.paths.snapshot)
+        return b"" if file is None else file.read_at(0, 64)
+
+    # Writing, under the lock.
+
+    def is_poisoned(self) -> bool:
+        """Whether an fsync of this generation failed, so that nothing may be appended to it any more."""
+        return self.words[POISONED] == split_head(self.words[HEAD])[0]
+
+    def prepare(self) -> None:
+        """See that the files are still those of the path, and undo what a dead owner left.
+
+        Raises:
+            FailedError: The files were removed or replaced.
+            ReentrantError: A signal handler got here from within an append.
+        """
+        if self._appending:
+            raise ReentrantError("a signal handler called into a write that it had interrupted; write later")
+        if time.monotonic() - self._looked_at_s > _LOOK_EVERY_S:
+            self._look()
+        if self.words[DIRTY]:
+            self.repair()
+
+    def _look(self) -> None:
+        generation = split_head(self.words[HEAD])[0]
+        expected = [(self._lock_file, self.paths.lock), (self.header_file, self.paths.header)]
+        if self._current is not None and self._current.header.generation == generation:
+            expected.append((self._current.file, self.paths.log(generation)))
+        for file, path in expected:
+            found = self.files.identity(path)
+            if file is None or found is None or found.file != file.identity().file:
+                raise FailedError(
+                    path, "removed or replaced while this process uses it; nothing was written. Close and open it again"
+                )
+        self._looked_at_s = time.monotonic()
+
+    def repair(self) -> None:
+        """Roll back the write that its owner did not finish, or finish its save if the snapshot is in place."""
+        generation, offset = split_head(self.words[HEAD])
+        if not self._finish_save(generation):
+            log = self.open_generation(generation)
+            if log.file.size() > offset:
+                log.file.truncate(offset)
+            self.words[DURABLE] = min(self.words[DURABLE], offset)
+        self.words[REPAIRS] += 1
+        self.words[DIRTY] = 0
+
+    def _finish_save(self, generation: int) -> bool:
+        path = self.paths.log(generation + 1)
+        file = self.files.open_if_exists(path)
+        if file is None:
+            return False
+        snapshot = self.files.open_if_exists(self.paths.snapshot)
+        found = NO_SNAPSHOT if snapshot is None else snapshot.digest(HASH_BYTES)
+        if open_log(file).header.snapshot_hash != found:
+            self.files.unlink(path)
+            self.files.sync_folder(self.paths.folder)
+            return False
+        self.files.sync_folder(self.paths.parent)
+        self.publish_generation(generation + 1, file.size())
+        return True
+
+    def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:
+        """Write the frames behind `after`, the end of the log, and publish them all with one store.
+
+        Raises:
+            OSError: Nothing was published, and the log ends where it did. After a failed fsync the generation is
+                poisoned, because the system may have dropped what it could not write and call it written next time.
+        """
+        words = self.words
+        file = self._log_of(after).file
+        flags = DURABLE_BEFORE if words[DURABLE] == after.offset else 0
+        data, end = write_frames(payloads, after, flags=flags)
+        if end.offset > OFFSET_MAX:
+            raise StorageError(file.path, f"the log is full at {after.offset} bytes; save()", offset=after.offset)
+        try:
+            self._appending = True
+            words[DIRTY] = os.getpid()
+            file.write_at(data, after.offset)
+            if sync:
+                self._sync_file(file, after.generation)
+                words[DURABLE] = end.offset
+            words[HEAD] = end.head
+            words[DIRTY] = 0
+        except BaseException:
+            if words[HEAD] != end.head:
+                # If this raises too, the dirty word stays, and the next writer begins here.
+                file.truncate(after.offset)
+                words[DURABLE] = min(words[DURABLE], after.offset)
+            words[DIRTY] = 0
+            raise
+        finally:
+            self._appending = False
+        return end
+
+    def sync(self, head: int) -> None:
+        """Return once everything up to a published head is on the disk."""
+        generation, offset = split_head(head)
+        try:
+            file = self.open_generation(generation).file
+        except GoneError:
+            return  # A save has written its content, fsynced, to a later generation.
+        self._sync_file(file, generation)
+        with Held(self.lock, self._timeout_s):
+            if split_head(self.words[HEAD])[0] == generation and not self.words[DIRTY]:
+                self.words[DURABLE] = max(self.words[DURABLE], offset)
+
+    def _sync_file(self, file: File, generation: int) -> None:
+        try:
+            file.sync_data()
+        except OSError:
+            self.words[POISONED] = generation
+            raise
+
+    def publish_generation(self, generation: int, size: int, *, poisoned: bool = False) -> None:
+        """Make a log that is in place the current one, and the one before it history."""
+        words = self.words
+        words[POISONED] = generation if poisoned else 0
+        words[DURABLE] = size
+        words[HEAD] = head_of(generation, size)
+        words[SAVES] += 1
+        self.retire(generation - 1)
+
+    def retire(self, newest: int) -> None:
+        """Rename logs up to a generation to history, and delete the oldest history above the bound."""
+        names = self.files.names(self.paths.folder)
+        for name in names:
+            generation = self.paths.generation_of(name, "log")
+            if generation is not None and generation <= newest:
+                self.files.rename(self.paths.log(generation), self.paths.history(generation))
+        kept = 0
+        for name in sorted(self.files.names(self.paths.folder), reverse=True):
+            generation = self.paths.generation_of(name, "history")
+            if generation is None:
+                continue
+            identity = self.files.identity(self.paths.history(generation))
+            kept += identity.size if identity is not None else 0
+            if kept > self._history_bytes:
+                self.files.unlink(self.paths.history(generation))
+
+
+Recover = Callable[[FileLog, File | None], Start]
+"""Make files and page agree while nobody else is alive. Without a header file there is only a snapshot to read."""
+
+
+def _frames_until(log: LogFile, after: Position, last: int) -> Run:
+    """The frames behind a position up to a sequence. Raises GoneError if this log does not lead there."""
+    run = read_frames(log.file.read_at(after.offset, log.file.size()), after, last=last)
+    if run.end.sequence != last:
+        raise GoneError(after.generation)
+    return run
+
+
+def _frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[memoryview], Position]:
+    """The frames behind a position up to an offset that was published."""
+    run = read_frames(log.file.read_at(after.offset, max(offset - after.offset, 0)), after)
+    if run.end.offset != offset:
+        raise _broken(log, run.end, run.reason or f"the log ends here, and its head is at byte {offset}")
+    return run.payloads, run.end
+
+
+def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:
+    return CorruptError(
+        log.file.path,
+        f"{reason}; all up to sequence {end.sequence} is sound. `microdb repair` saves what can be saved",
+        offset=end.offset,
+        sequence=end.sequence,
+    )

@@ -1,0 +1,103 @@
+"""The header: one page that every process maps, and that says how far the log goes.
+
+It is a hint about *how far*, never about *what*: each frame is checked by its own crc. All fields are native 8-byte
+words; one aligned store publishes one of them whole. The page is written in full at creation and never truncated,
+because a process that touches a mapped page without a block behind it is killed by the system.
+
+    word   field
+    0      magic, b"microdbH"
+    1      version, 1
+    8      head: generation << 36 | end of the log, in a cache line of its own
+    16     dirty: pid of the process that is inside a write, or died inside one; else 0
+    17     poisoned: the generation in which a write or an fsync failed; else 0
+    18     owner: pid of the process that took the write lock last
+    19     durable: every byte of the current log before this offset has been fsynced
+    20-21  boot id of the run of the machine in which the page was last rebuilt
+    22     inode of the page's own file, so that a copy of it is known as one
+    24     repairs: dead owners' writes that were rolled back
+    25     torn: tails that recovery cut
+    26     saves
+"""
+
+import struct
+import sys
+from typing import Final
+
+from microdb.errors import VersionError
+from microdb.files import File
+
+__all__ = [
+    "DIRTY",
+    "DURABLE",
+    "HEAD",
+    "HEADER_BYTES",
+    "OWNER",
+    "POISONED",
+    "REPAIRS",
+    "SAVES",
+    "TORN",
+    "Words",
+    "create",
+    "is_current",
+    "open_words",
+    "rebuild",
+]
+
+Words = memoryview
+
+HEADER_BYTES: Final = 4096
+VERSION: Final = 1
+MAGIC: Final = int.from_bytes(b"microdbH", sys.byteorder)
+
+HEAD: Final = 8
+DIRTY: Final = 16
+POISONED: Final = 17
+OWNER: Final = 18
+DURABLE: Final = 19
+_BOOT: Final = 20
+_INODE: Final = 22
+REPAIRS: Final = 24
+TORN: Final = 25
+SAVES: Final = 26
+
+
+def create(file: File) -> None:
+    """Give a new or unfinished header file its blocks. Only under the write lock, while nobody maps it."""
+    if file.size() < HEADER_BYTES:
+        file.write_at(bytes(HEADER_BYTES), 0)
+        file.sync()
+
+
+def open_words(file: File, *, writable: bool) -> Words:
+    """The words of the page.
+
+    Raises:
+        VersionError: The page was made by a newer microdb.
+    """
+    words = file.map_words(HEADER_BYTES, writable=writable)
+    if words[0] == MAGIC and words[1] != VERSION:
+        reason = f"header version {words[1]}, this microdb knows {VERSION}; upgrade microdb"
+        raise VersionError(file.path, reason, offset=8)
+    return words
+
+
+def is_current(words: Words, file: File, boot_id: bytes) -> bool:
+    """Whether the page was rebuilt in this very file and in this run of the machine: then its head is exact."""
+    return (
+        words[0] == MAGIC
+        and any(boot_id)
+        and (words[_BOOT], words[_BOOT + 1]) == struct.unpack("=QQ", boot_id)
+        and words[_INODE] == file.identity().inode
+    )
+
+
+def rebuild(words: Words, file: File, boot_id: bytes, *, head: int, poisoned: int) -> None:
+    """Make the page say what recovery found. Only under the write lock, while nobody else maps it."""
+    words[1] = VERSION
+    words[0] = MAGIC
+    words[DIRTY] = 0
+    words[POISONED] = poisoned
+    words[DURABLE] = 0
+    words[HEAD] = head
+    words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
+    words[_INODE] = file.identity().inode

@@ -1,0 +1,99 @@
+"""What a log is to a handle: a few verbs, and one word that says how far it goes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from microdb.locks import WriteLock
+from microdb.wal.format import Position
+
+__all__ = ["GoneError", "Log", "Payload", "Start"]
+
+Payload = bytes | memoryview
+
+
+class GoneError(Exception):
+    """The log no longer leads on from this position, at this generation. Begin anew with `Log.load`."""
+
+    def __init__(self, generation: int = 0) -> None:
+        super().__init__(generation)
+        self.generation = generation
+
+
+class Start(NamedTuple):
+    """All that a table is built from.
+
+    Attributes:
+        snapshot: The bytes of the snapshot; None where there is none.
+        payloads: The batches that follow it, in order.
+        end: The position behind the last of them; None where a reader cannot go on from there.
+        head: The head that the table then reflects.
+    """
+
+    snapshot: bytes | None
+    payloads: Sequence[Payload]
+    end: Position | None
+    head: int
+
+
+class Log(Protocol):
+    """The one truth that keeps all tables equal.
+
+    Attributes:
+        name: What errors call it.
+        words: The page; ``words[HEAD]`` is how far the log goes. A reader compares it before each read.
+        lock: Whoever appends holds it.
+        keeps_all: Whether `load` can give everything again.
+    """
+
+    name: str
+    words: memoryview
+    lock: WriteLock
+    keeps_all: bool
+
+    def attach(self, recover: Callable[[Any, Any], Start]) -> Start | None:
+        """Open it. The first to open it gets its content with that; for others there is `load`."""
+        ...
+
+    def detach(self) -> None:
+        """Let go of it; in the child of a fork, without unlocking what the parent holds."""
+        ...
+
+    def must_attach_again(self) -> bool:
+        """Whether what was opened has become something else."""
+        ...
+
+    def is_followed(self) -> bool:
+        """Whether the head tells of every change; if not, `must_attach_again` has to be asked before each read."""
+        ...
+
+    def load(self) -> Start:
+        """The content as of now."""
+        ...
+
+    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+        """The batches from a position to a head that was read from the page, and the position behind them.
+
+        Raises:
+            GoneError: They are no longer kept.
+            CorruptError: They are damaged.
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Under the lock, before an append: undo what a dead owner left, and see that the files are still there."""
+        ...
+
+    def is_poisoned(self) -> bool:
+        """Whether nothing may be appended before a save."""
+        ...
+
+    def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:
+        """Under the lock: write a frame for each payload behind `after`, which is the end, and publish them at once.
+
+        With `sync`, they are on the disk before they are published. The head tells whether they were published.
+        """
+        ...
+
+    def sync(self, head: int) -> None:
+        """Return once everything up to `head` is on the disk."""
+        ...

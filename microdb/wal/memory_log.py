@@ -1,0 +1,63 @@
+"""The log of a table that has no file: ``":memory:"``. It keeps no more than its last append."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from microdb.locks import WriteLock
+from microdb.wal.format import Position
+from microdb.wal.header import HEAD, HEADER_BYTES
+from microdb.wal.log import Payload, Start
+
+__all__ = ["MemoryLog"]
+
+
+class MemoryLog:
+    """A `Log` for the threads of one process. A frame lives until the next append, which waits until it is applied."""
+
+    name: Final = ":memory:"
+    keeps_all: Final = False
+
+    def __init__(self) -> None:
+        self.words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
+        self.lock = WriteLock()
+        self._payloads: Sequence[Payload] = ()
+        self._end = Position(0, 0, 0, 0)
+
+    def attach(self, recover: Callable[[Any, Any], Start]) -> None:
+        """There is nothing to open."""
+
+    def detach(self) -> None:
+        """There is nothing to let go of."""
+
+    def must_attach_again(self) -> bool:
+        """Never."""
+        return False
+
+    def is_followed(self) -> bool:
+        """Always."""
+        return True
+
+    def load(self) -> Start:
+        """An empty table."""
+        return Start(None, (), self._end, self._end.head)
+
+    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+        """The last append, if it lies behind `after`."""
+        return (self._payloads if after.head != head else ()), self._end
+
+    def prepare(self) -> None:
+        """Nothing can be left behind."""
+
+    def is_poisoned(self) -> bool:
+        """Never."""
+        return False
+
+    def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:  # noqa: ARG002  # No disk.
+        """Keep the payloads and move the head."""
+        self._payloads = payloads
+        self._end = after._replace(offset=after.offset + 1, sequence=after.sequence + len(payloads))
+        self.words[HEAD] = self._end.head
+        return self._end
+
+    def sync(self, head: int) -> None:
+        """There is no disk."""

@@ -1,0 +1,185 @@
+"""The bytes of a log to values. Pure: it reads what it is given, and never repairs.
+
+Of a frame there are three outcomes: it is valid; or the bytes from here on are a torn tail, when no valid frame follows
+them; or the log is broken here, when one does. `read_frames` finds the first kind and stops at what is not;
+`later_frames` tells the other two apart.
+"""
+
+import re
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from microdb.wal.codec import CodecError, decode_names
+from microdb.wal.format import (
+    BASE_BYTES,
+    CRC,
+    CRC_BYTES,
+    DURABLE_BEFORE,
+    FLAGS_KNOWN,
+    FRAME,
+    FRAME_BYTES_MIN,
+    KEYS_BYTES_MAX,
+    LOG_HEADER,
+    MAGIC,
+    PAYLOAD_BYTES_MAX,
+    VERSION,
+    LogHeader,
+    Position,
+)
+
+__all__ = ["HeaderError", "LaterFrame", "NewerVersionError", "Run", "later_frames", "read_frames", "read_header"]
+
+HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
+_SEARCH_FACTOR: Final = 16
+"""How many times the bytes of a tail `later_frames` will sum before it gives up."""
+
+
+class HeaderError(Exception):
+    """These bytes are no log header: what was found, and at which byte."""
+
+    def __init__(self, reason: str, offset: int) -> None:
+        super().__init__(reason, offset)
+        self.reason = reason
+        self.offset = offset
+
+
+class NewerVersionError(HeaderError):
+    """A log header, of a version that this code does not know."""
+
+
+class Run(NamedTuple):
+    """The valid frames found from a position on.
+
+    Attributes:
+        payloads: Their payloads, in order; their sequences follow one another.
+        end: The position behind the last of them.
+        reason: Why the bytes at `end` are not a valid frame; None if they simply end.
+    """
+
+    payloads: list[memoryview]
+    end: Position
+    reason: str | None
+
+
+class LaterFrame(NamedTuple):
+    """A valid frame behind bytes that are none.
+
+    Attributes:
+        offset: Where it stands.
+        sequence: Its sequence.
+        durable_before: Whether all before it had been fsynced when it was written.
+    """
+
+    offset: int
+    sequence: int
+    durable_before: bool
+
+
+def read_header(data: bytes) -> LogHeader:
+    """What a log says of itself, from its first bytes.
+
+    Raises:
+        NewerVersionError: Its magic is right, and its version is newer.
+        HeaderError: It is no log, or a damaged one.
+    """
+    if not data.startswith(MAGIC):
+        raise HeaderError(f"not a microdb log: it begins with {data[:8]!r}, not {MAGIC!r}", 0)
+    if len(data) < BASE_BYTES:
+        raise HeaderError(f"the log header ends after {len(data)} of its {BASE_BYTES} bytes", len(data))
+    _, version, flags, generation, salt, boot_id, base, snapshot_hash, length = LOG_HEADER.unpack_from(data)
+    if version != VERSION or flags:
+        raise NewerVersionError(f"log version {version}.{flags}, this microdb reads {VERSION}.0; upgrade microdb", 8)
+    end = BASE_BYTES + length + CRC_BYTES
+    if length > KEYS_BYTES_MAX or end > len(data):
+        raise HeaderError(f"the log header should have {end} bytes, found {len(data)}", 72)
+    (crc,) = CRC.unpack_from(data, end - CRC_BYTES)
+    if crc != crc32(data[: end - CRC_BYTES]):
+        raise HeaderError("the crc of the log header is wrong", end - CRC_BYTES)
+    try:
+        names = decode_names(data[BASE_BYTES : end - CRC_BYTES])
+    except CodecError as error:
+        raise HeaderError(f"partition keys: {error}", BASE_BYTES) from error
+    return LogHeader(generation, salt, boot_id, base, snapshot_hash, names, end, crc)
+
+
+def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run:
+    """The valid frames at the beginning of `data`, which is what the file holds from `after.offset` on.
+
+    Stops behind the frame with the sequence `last`, if one is given. Costs one pass over the bytes; payloads are views
+    of `data`.
+    """
+    view = memoryview(data)
+    size = len(view)
+    at, sequence, crc = 0, after.sequence, after.crc
+    payloads = []
+    reason = None
+    while at < size and sequence != last:
+        reason = _flaw(view, at, sequence + 1, crc)
+        if reason is not None:
+            break
+        length = FRAME.unpack_from(view, at)[0]
+        end = at + FRAME.size + length
+        payloads.append(view[at + FRAME.size : end])
+        crc = CRC.unpack_from(view, end)[0]
+        sequence += 1
+        at = end + CRC_BYTES
+    return Run(payloads, Position(after.generation, after.offset + at, sequence, crc), reason)
+
+
+def _flaw(view: memoryview, at: int, sequence: int, seed: int) -> str | None:  # noqa: PLR0911  # One return a rule.
+    """Why the bytes at `at` are not the frame with this sequence; None if they are."""
+    size = len(view)
+    if size - at < FRAME_BYTES_MIN:
+        return f"{size - at} bytes are too few for a frame"
+    length, flags, found = FRAME.unpack_from(view, at)
+    end = at + FRAME.size + length
+    if not length:
+        return "a frame without a payload"
+    if length > PAYLOAD_BYTES_MAX or end + CRC_BYTES > size:
+        return f"a frame of {length} bytes does not fit into the {size - at} that are left"
+    if flags & ~FLAGS_KNOWN:
+        return f"unknown flags {flags:#x}"
+    if found != sequence:
+        return f"sequence {found} stands where {sequence} should"
+    if CRC.unpack_from(view, end)[0] != crc32(view[at:end], seed):
+        return "the crc is wrong"
+    return None
+
+
+def later_frames(data: bytes, after: Position) -> list[LaterFrame]:
+    """The valid frames of this log anywhere behind the first byte of `data`, which begins with none.
+
+    A place is looked at only if a sequence stands there that the bytes before it leave room for; the work is bounded by
+    a multiple of the bytes.
+
+    Raises:
+        HeaderError: So much of it looks like frames that the search was given up.
+    """
+    view = memoryview(data)
+    room = len(data) // FRAME_BYTES_MIN + 1
+    budget = _SEARCH_FACTOR * len(data)
+    found: list[LaterFrame] = []
+    next_at = CRC_BYTES
+    for match in _pattern(after.sequence + 1, after.sequence + room).finditer(data):
+        at = match.start()
+        if at < next_at or len(data) - at < FRAME_BYTES_MIN:
+            continue
+        length, flags, sequence = FRAME.unpack_from(view, at)
+        if length > len(data) - at or not after.sequence < sequence <= after.sequence + room:
+            continue
+        budget -= length
+        if budget < 0:
+            raise HeaderError("too much in it looks like a frame to tell what happened", after.offset)
+        if _flaw(view, at, sequence, CRC.unpack_from(view, at - CRC_BYTES)[0]) is None:
+            found.append(LaterFrame(after.offset + at, sequence, bool(flags & DURABLE_BEFORE)))
+            next_at = at + FRAME_BYTES_MIN + length
+    return found
+
+
+def _pattern(low: int, high: int) -> re.Pattern[bytes]:
+    """Where a frame with a sequence from `low` to `high` may begin: its length is not 0, its high bytes are theirs."""
+    varied = 8
+    while varied and low >> 8 * (varied - 1) == high >> 8 * (varied - 1):
+        varied -= 1
+    fixed = re.escape((low >> 8 * varied).to_bytes(8 - varied, "little"))
+    return re.compile(rb"(?=(?!\0{4}).{4}[\0\1].{%d}%b)" % (varied, fixed), re.DOTALL)

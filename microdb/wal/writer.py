@@ -1,0 +1,38 @@
+"""Values to the bytes of a log. Pure. The reader is `wal.reader`; both share `wal.format` and nothing else."""
+
+import secrets
+from collections.abc import Iterable
+from zlib import crc32
+
+from microdb.wal.codec import encode_names
+from microdb.wal.format import CRC, FRAME, LOG_HEADER, MAGIC, SALT_BYTES, VERSION, LogHeader, Position
+
+__all__ = ["log_header", "write_frames"]
+
+
+def log_header(
+    *, generation: int, boot_id: bytes, base_sequence: int, snapshot_hash: bytes, partition_keys: tuple[str, ...]
+) -> tuple[bytes, LogHeader]:
+    """The bytes of a new log's header, with a fresh salt, and what they say."""
+    salt = secrets.token_bytes(SALT_BYTES)
+    names = encode_names(partition_keys)
+    fixed = LOG_HEADER.pack(MAGIC, VERSION, 0, generation, salt, boot_id, base_sequence, snapshot_hash, len(names))
+    crc = crc32(fixed + names)
+    data = fixed + names + CRC.pack(crc)
+    header = LogHeader(generation, salt, boot_id, base_sequence, snapshot_hash, partition_keys, len(data), crc)
+    return data, header
+
+
+def write_frames(payloads: Iterable[bytes | memoryview], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
+    """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
+    _, offset, sequence, crc = after
+    parts = []
+    for payload in payloads:
+        sequence += 1
+        body = FRAME.pack(len(payload), flags, sequence) + payload
+        crc = crc32(body, crc)
+        parts.append(body)
+        parts.append(CRC.pack(crc))
+        flags = 0
+    data = b"".join(parts)
+    return data, Position(after.generation, offset + len(data), sequence, crc)

@@ -1,0 +1,39 @@
+"""What most tests need: a path, and databases that are closed at the end."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+import microdb
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "mdb.json"
+
+
+@pytest.fixture
+def open_db(path):
+    """Open a database, by default at `path` and keyed by id; all are closed when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def _open(filename=None, partition_keys=("id",), **options):
+            mdb = microdb.MicroDB(filename or path, partition_keys, **options)
+            stack.callback(mdb.close)
+            return mdb
+
+        yield _open
+
+
+@pytest.fixture
+def legacy(tmp_path):
+    """A writable copy of a file that microdb 0.1.3 wrote."""
+
+    def _copy(name):
+        return Path(shutil.copy(DATA / "legacy" / name, tmp_path / name))
+
+    return _copy
