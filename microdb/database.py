@@ -145,7 +145,7 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         self.partition_keys: Final = list(keys.names)
         self.durability: Final = durability
         super().__init__(
-            _log(filename, keys, files=files, read_only=read_only, timeout_s=timeout),
+            _log(filename, keys, files=files, read_only=read_only),
             keys,
             sync=durability == "power",
             read_only=read_only,
@@ -397,7 +397,7 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         Raises:
             OSError: It is not; the next write begins with a save.
         """
-        self._writable()
+        self._settle_for_write(self._timeout_s)
         with self._whole():
             head = self._applied
         self._log.sync(head)
@@ -428,11 +428,10 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         if filename is not None and not self._is_own(filename):
             self._export(filename, encode)
             return
-        self._writable()
+        self._settle_for_write(self._timeout_s)
         self._refuse_in_transaction("save()")
         if not isinstance(self._log, FileLog):
             raise TypeError("a table in memory has no file of its own; save(filename)")
-        self._settle()
         timeout_s = self._timeout_s if timeout is None else timeout
         self._save(encode, timeout_s=self._timeout_s, save_timeout_s=timeout_s)
 
@@ -445,13 +444,11 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         export(self._log.files if isinstance(self._log, FileLog) else OS, filename, encode(found))
 
 
-def _log(
-    filename: StrPath, keys: PartitionKeys, *, files: Files, read_only: bool, timeout_s: float | None
-) -> FileLog | MemoryLog:
+def _log(filename: StrPath, keys: PartitionKeys, *, files: Files, read_only: bool) -> FileLog | MemoryLog:
     if filename == MEMORY:
         return MemoryLog()
     paths = Paths(filename)
     if os.path.isdir(paths.snapshot):
         raise IsADirectoryError(21, "a folder is in the way of the snapshot; name a file in it", paths.snapshot)
     mounts.check(paths.folder)
-    return FileLog(paths, keys, files=files, read_only=read_only, timeout_s=timeout_s)
+    return FileLog(paths, keys, files=files, read_only=read_only)

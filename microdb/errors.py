@@ -62,7 +62,11 @@ class GridError(MicroDBError, ValueError):
         self.missing = missing
 
     def __str__(self) -> str:
-        return f"no grid: record {self.record!r} lacks {', '.join(map(repr, self.missing))}; use save() instead"
+        try:
+            shown = repr(self.record)
+        except ValueError:  # An int beyond the interpreter's limit of digits has no repr.
+            shown = f"with the fields {list(self.record)}"
+        return f"no grid: record {shown:.500} lacks {', '.join(map(repr, self.missing))}; use save() instead"
 
 
 class ConflictError(MicroDBError):

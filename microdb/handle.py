@@ -32,7 +32,7 @@ from microdb.errors import (
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import Held, WriteLock
+from microdb.locks import Held, Queue, WriteLock
 from microdb.recovery import recover
 from microdb.save import Encode, save
 from microdb.table import Records, apply
@@ -73,7 +73,7 @@ class LockHeld:
         self._lock: WriteLock | None = None
 
     def __enter__(self) -> None:
-        self._handle._settle_for_write()  # noqa: SLF001  # Same module.
+        self._handle._settle_for_write(self._timeout_s)  # noqa: SLF001  # Same module.
         lock = self._handle._log.lock  # noqa: SLF001  # Same module.
         lock.acquire(self._timeout_s)
         self._lock = lock
@@ -112,7 +112,8 @@ class Handle:
         self._applied = self._head = NEVER
         self._words = _CLOSED_WORDS
         self._pid = _DETACHED
-        self._settle()
+        with self._table_lock:
+            self._attach(timeout_s)
         _handles[id(self)] = self
 
     # Fresh reads.
@@ -141,18 +142,18 @@ class Handle:
         """Apply what others have published. Under the table lock."""
         if not self._log.is_followed() and self._log.must_attach_again():
             self._position = None
-            self._attach()
+            self._attach(self._timeout_s)
         head = self._words[HEAD]
         if head == self._applied:
             return
         position = self._position
         if position is None:
-            self._load(self._log.load())
+            self._load_anew()
             return
         try:
             payloads, end = self._log.read(position, head)
         except GoneError:
-            self._load(self._log.load())
+            self._load_anew()
             return
         self._apply(payloads, end)
         self._reflect(head)
@@ -212,7 +213,7 @@ class Handle:
 
     def _commit(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> None:
         """Make changes, all or none; inside a transaction of this thread, at its end."""
-        self._settle_for_write()
+        self._settle_for_write(self._timeout_s)
         transaction = self._transaction
         if transaction is not None and transaction.is_mine():
             transaction.add(changes, encoded)
@@ -224,11 +225,12 @@ class Handle:
         commit = _Commit(payload, changes)
         self._waiting.append(commit)
         try:
-            with self._exclusive:
+            with self._queue:
                 if not commit.done:
                     # Inside lock() nobody else's changes may come between.
-                    alone = self._log.lock.depth > 1
-                    self._append_locked([commit] if alone else [one for one in self._waiting if not one.done])
+                    alone = self._log.lock.depth > 0
+                    with self._exclusive:
+                        self._append_locked([commit] if alone else [one for one in self._waiting if not one.done])
         finally:
             self._waiting.remove(commit)
         if self._position is not None and self._position.offset > self._save_above:
@@ -277,10 +279,6 @@ class Handle:
                 "an earlier write to the disk failed, and the save that must come before the next one failed too "
                 f"({error}); reads go on. Mend the disk and write again, or save(another_filename)",
             ) from error
-
-    def _writable(self) -> None:
-        if self._read_only:
-            raise ReadOnlyError("this handle was opened with read_only=True; open another one to write")
 
     # Lock and transaction.
 
@@ -370,7 +368,7 @@ class Handle:
     # Opening, closing, forking.
 
     def _settle(self) -> None:
-        """See that this handle is open, and open in this process."""
+        """See that this handle is open, and knows in which process it is. Reads need no more than that."""
         if self._pid == os.getpid():
             return
         if self._pid == _CLOSED:
@@ -379,22 +377,35 @@ class Handle:
             if self._pid not in (os.getpid(), _DETACHED):  # A fork in C, which calls no hooks.
                 locks.after_fork_in_child()
                 self._after_fork_in_child()
-        with self._table_lock:
-            if self._pid != os.getpid():
-                self._attach()
-                self._pid = os.getpid()
 
-    def _settle_for_write(self) -> None:
+    def _settle_for_write(self, timeout_s: float | None) -> None:
+        """See that this handle may write, and has files and locks of its own in this process."""
         self._settle()
-        self._writable()
+        if self._read_only:
+            raise ReadOnlyError("this handle was opened with read_only=True; open another one to write")
+        if self._pid == _DETACHED:
+            with self._table_lock:
+                if self._pid == _DETACHED:
+                    self._attach(timeout_s)
 
-    def _attach(self) -> None:
-        start = self._log.attach(recover)
+    def _attach(self, timeout_s: float | None) -> None:
+        """Open the files. Under the table lock; waits for the write lock."""
+        start = self._log.attach(recover, timeout_s)
         self._words = self._log.words
+        self._queue = Queue(self._log.lock, self._timeout_s)
         self._exclusive = Held(self._log.lock, self._timeout_s)
+        self._pid = os.getpid()
         if start is not None:
             self._load(start)
         elif self._position is None:
+            self._load(self._log.load())
+
+    def _load_anew(self) -> None:
+        """The table's position is lost, or what follows it is gone. Under the table lock."""
+        self._position = None
+        if self._pid == _DETACHED:
+            self._attach(self._timeout_s)
+        else:
             self._load(self._log.load())
 
     def close(self) -> None:
@@ -412,11 +423,15 @@ class Handle:
         saver = self._saver
         if saver is not None and saver is not threading.current_thread():
             saver.join()
+        attached = self._pid == os.getpid()
         self._pid = _CLOSED
         self._head = NEVER
         self._words = _CLOSED_WORDS
         self._records = {}
-        self._log.detach()
+        if attached:
+            self._log.close()
+        else:
+            self._log.detach()
 
     def _before_fork(self) -> None:
         self._table_lock.acquire()

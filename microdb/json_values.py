@@ -33,7 +33,8 @@ INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**64 - 1
 
 NUMBERS: Final = frozenset({int, float})
-LEAVES: Final = NUMBERS | {NoneType, bool, str}
+UNCHANGED: Final = frozenset({NoneType, bool, str})
+LEAVES: Final = UNCHANGED | NUMBERS
 """The types that JSON carries as they are and that hold nothing else; of numbers, those that `_is_plain` passes."""
 
 NOT_PLAIN: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError)
@@ -66,9 +67,9 @@ def decode_record(plain: Record) -> Record:
         RecordError: A tag is unknown or has a wrong content, a name needs one more `$`, or it is nested too deep. The
             error names the place in the JSON.
     """
-    if LEAVES.issuperset(map(type, plain.values())) and not _has_dollar(plain):
-        return plain
-    return _decoded_record(plain, _decoded_name)
+    if _has_dollar(plain):
+        return _decoded_record(plain, _decoded_name)
+    return plain if LEAVES.issuperset(map(type, plain.values())) else _decoded_record(plain, str)
 
 
 def decode_row(names: Sequence[str], row: Sequence[Any]) -> Record:
@@ -112,14 +113,14 @@ def _encoded(value: Any) -> Any:
 
 
 def _encoded_list(value: list[Any]) -> list[Any]:
-    return value if _is_plain(value) else [_encoded(item) for item in value]
+    return value if _is_plain(value) else [item if type(item) in UNCHANGED else _encoded(item) for item in value]
 
 
 def _encoded_object(value: Record) -> Record:
     if not _has_dollar(value):
         if _is_plain(list(value.values())):
             return value
-        return {name: _encoded(item) for name, item in value.items()}
+        return {name: item if type(item) in UNCHANGED else _encoded(item) for name, item in value.items()}
     return {f"${name}" if name.startswith("$") else name: _encoded(item) for name, item in value.items()}
 
 
@@ -152,7 +153,10 @@ TO_TAG: Final[Mapping[type, Callable[[Any], Any]]] = MappingProxyType(
 
 def _decoded_record(plain: Record, decoded_name: Callable[[str], str]) -> Record:
     try:
-        record = {decoded_name(name): _decoded(value, DEPTH_MAX) for name, value in plain.items()}
+        record = {
+            decoded_name(name): value if type(value) in LEAVES else _decoded(value, DEPTH_MAX)
+            for name, value in plain.items()
+        }
     except RecordError as error:
         raise RecordError(_place(plain.items(), "record", DEPTH_MAX), error.reason) from error.__cause__
     return record if FLAT.issuperset(map(type, record.values())) else Nested(record)

@@ -26,6 +26,7 @@ from microdb.files import File
 
 __all__ = [
     "Held",
+    "Queue",
     "WriteLock",
     "after_fork_in_child",
     "after_fork_in_parent",
@@ -86,8 +87,7 @@ class WriteLock:
             OSError: The file system refuses to lock.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        if not self._threads.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
-            raise self._timeout(timeout_s)
+        self.enter_queue(timeout_s)
         try:
             if self.depth == 0 and self._file is not None:
                 self._lock_file(self._file, timeout_s, deadline)
@@ -110,6 +110,15 @@ class WriteLock:
                 self._threads.release()
         else:
             self._threads.release()
+
+    def enter_queue(self, timeout_s: float | None) -> None:
+        """Only exclude the other threads of this process; to see whether the lock is needed at all."""
+        if not self._threads.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
+            raise self._timeout(timeout_s)
+
+    def leave_queue(self) -> None:
+        """Undo one `enter_queue` of this thread."""
+        self._threads.release()
 
     def _lock_file(self, file: File, timeout_s: float | None, deadline: float | None) -> None:
         try:
@@ -156,6 +165,22 @@ class WriteLock:
     def _timeout(self, timeout_s: float | None) -> LockTimeoutError:
         owner = self._owner_words[0] if self._owner_words is not None else None
         return LockTimeoutError(self._file.path if self._file else ":memory:", timeout_s or 0, owner or None)
+
+
+class Queue:
+    """``with`` of a lock's first half: the queue of the threads of this process. It has no state, as `Held`."""
+
+    __slots__ = ("_lock", "_timeout_s")
+
+    def __init__(self, lock: WriteLock, timeout_s: float | None) -> None:
+        self._lock = lock
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> None:
+        self._lock.enter_queue(self._timeout_s)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.leave_queue()
 
 
 class Held:

@@ -107,15 +107,15 @@ def scan(log: FileLog, header_file: File | None) -> Found:
     """Look at everything."""
     file = log.files.open_if_exists(log.paths.snapshot)
     snapshot = None if file is None else file.read_all()
-    names = log.files.names(log.paths.folder) if log.files.identity(log.paths.folder) is not None else []
-    generations = [g for name in names if (g := log.paths.generation_of(name, "log")) is not None]
-    history = [g for name in names if (g := log.paths.generation_of(name, "history")) is not None]
+    exists = log.files.identity(log.paths.folder) is not None
+    generations = log.generations("log") if exists else []
+    history = log.generations("history") if exists else []
     boot_id = log.files.boot_id()
     current = header_file is not None and header.is_current(log.words, header_file, boot_id)
     return Found(
         snapshot=snapshot,
         hash=snapshot_hash(snapshot),
-        logs=[_scan_log(log, generation) for generation in sorted(generations)],
+        logs=[_scan_log(log, generation) for generation in generations],
         newest=max(generations + history, default=0),
         head=split_head(log.words[HEAD]) if current else None,
         is_new=not (generations or history or log.words[HEAD]),

@@ -1,6 +1,7 @@
 """Many processes on one path: nothing is lost, nothing is stale, and a batch is seen whole or not at all."""
 
 import pytest
+
 from children import answer_reads, finish, increment, save_often, spawned, start, write_batches, write_numbers
 
 

@@ -6,9 +6,9 @@ import os
 import shutil
 
 import pytest
-from conftest import DATA
 
 import microdb
+from conftest import DATA
 
 ROWS = [
     {"job": "clean", "name": "Alice", "status": "undone"},

@@ -94,6 +94,13 @@ def test_records_that_do_not_share_their_fields_make_no_grid():
     assert (caught.value.record, caught.value.missing) == ({"a": 1}, ["b", "c"])
 
 
+def test_a_grid_of_values_has_its_names_first():
+    assert snapshot.grid([{"a": 1, "b": b""}, {"b": 2, "a": None}]) == [["a", "b"], [1, b""], [None, 2]]
+    assert snapshot.grid([]) == [[]]
+    with pytest.raises(GridError):
+        snapshot.grid([{"a": 1}, {}])
+
+
 def test_a_lone_surrogate_is_refused_with_its_place():
     with pytest.raises(RecordError, match="lone surrogate") as caught:
         listed([{"a": "fine"}, {"a": ["\ud800"]}])
@@ -131,7 +138,7 @@ WRONG = {
     '[{"a": 1},': (10, "this is not JSON: Expecting value"),
     '[{"a": 1} {"b": 2}]': (10, "this is not JSON: Expecting ',' delimiter"),
     '[{"é": tru}]': (8, "this is not JSON: Expecting value"),
-    '[{"a": {"$set": [1]}},]': (22, "this is not JSON: "),
+    '[{"a": {"$set": [1]}}]#': (22, "this is not JSON: Extra data"),
     '\ufeff[{"a" 1}]': (9, "this is not JSON: Expecting ':' delimiter"),
     '[{"a": 1}] x': (11, "this is not JSON: Extra data"),
     '[{"a": NaN}]': (None, 'this is not JSON: NaN is not JSON; write {"$float": "nan"}'),

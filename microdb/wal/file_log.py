@@ -8,6 +8,7 @@ Invariants, under the write lock and with the dirty word clear:
 """
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ __all__ = ["HISTORY_BYTES", "FileLog", "Recover"]
 
 HISTORY_BYTES: Final = 16 << 20
 """How much of the logs before the current one is kept for slow readers."""
+
+_LOG: Final = logging.getLogger("microdb")
 
 _LOOK_EVERY_S: Final = 1.0
 _RETRY_S: Final = 0.001
@@ -72,7 +75,6 @@ class FileLog:
         *,
         files: Files,
         read_only: bool = False,
-        timeout_s: float | None = None,
         history_bytes: int = HISTORY_BYTES,
     ) -> None:
         self.name = paths.snapshot
@@ -83,29 +85,34 @@ class FileLog:
         self.words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
         self.lock = WriteLock()
         self.header_file: File | None = None
-        self._timeout_s = timeout_s
         self._history_bytes = history_bytes
         self._lock_file: File | None = None
         self._current: LogFile | None = None
         self._looked_at_s = 0.0
         self._appending = False
+        self._is_followed = True
+        self._home: tuple[int, int] | None = None
 
     # Opening.
 
-    def attach(self, recover: "Recover") -> Start | None:
+    def attach(self, recover: "Recover", timeout_s: float | None) -> Start | None:
         """Open the files and be present. Whoever finds nobody else alive recovers first, and gets the content with it.
 
-        Waits for the write lock.
+        Waits for the write lock, at most `timeout_s` seconds; None: for ever.
         """
         if self.read_only:
-            return self._attach_read_only(recover)
-        if self.files.make_folder(self.paths.folder):
+            return self._attach_read_only(recover, timeout_s)
+        first = self._home is None
+        if first and self.files.make_folder(self.paths.folder):
             self.files.sync_folder(self.paths.parent)
         self._current = None
-        self._lock_file = self.files.open(self.paths.lock, write=True, create=True)
+        self._lock_file = self.files.open(self.paths.lock, write=True, create=first)
         self.lock = shared_write_lock(self._lock_file)
-        with Held(self.lock, self._timeout_s):
-            self.header_file = header_file = self.files.open(self.paths.header, write=True, create=True)
+        with Held(self.lock, timeout_s):
+            self.header_file = header_file = self.files.open(self.paths.header, write=True, create=first)
+            if not first and header_file.identity().file != self._home:
+                raise _replaced(self.paths.header)
+            self._home = header_file.identity().file
             try:
                 return self._join(recover, header_file)
             except BaseException:
@@ -124,22 +131,23 @@ class FileLog:
         become_present(header_file)
         return start
 
-    def _attach_read_only(self, recover: "Recover") -> Start | None:
+    def _attach_read_only(self, recover: "Recover", timeout_s: float | None) -> Start | None:
         """As `attach`, writing nothing. With nobody else alive it stays unseen: a writer that comes must recover."""
-        self.header_file = None
+        self._is_followed = False
         try:
             self._lock_file = self.files.open(self.paths.lock)
             header_file = self.files.open(self.paths.header)
         except FileNotFoundError:
             return recover(self, None)
         self.lock = shared_write_lock(self._lock_file)
-        with Held(self.lock, self._timeout_s):
+        with Held(self.lock, timeout_s):
             alone = is_alone(header_file)
             try:
                 if header_file.size() < HEADER_BYTES:
                     return recover(self, None)
                 self.words = header.open_words(header_file, writable=False)
                 self.header_file = header_file
+                self._is_followed = True
                 if alone:
                     return recover(self, header_file)
             finally:
@@ -150,12 +158,12 @@ class FileLog:
 
     def is_followed(self) -> bool:
         """Whether there is a log. A read-only handle may have found a snapshot alone; one may come at any time."""
-        return self.header_file is not None
+        return self._is_followed
 
     def must_attach_again(self) -> bool:
         """Whether a log has come where there was none. Costs a system call."""
         identity = self.files.identity(self.paths.header)
-        return self.header_file is None and identity is not None and identity.size >= HEADER_BYTES
+        return identity is not None and identity.size >= HEADER_BYTES
 
     def detach(self) -> None:
         """Let go of all files without unlocking: an flock belongs to the open file, which a fork shares."""
@@ -163,6 +171,14 @@ class FileLog:
         self._lock_file = None
         self._current = None
         self.lock = WriteLock()
+
+    def close(self) -> None:
+        """Let go of all files, and be absent. Only in the process that attached."""
+        if self.header_file is not None:
+            # The mapping holds a duplicate of the descriptor, and with it the lock, until the last reference is gone.
+            be_absent(self.header_file)
+        self.detach()
+        self.words = memoryview(bytes(HEADER_BYTES)).cast("Q")
 
     # Reading.
 
@@ -278,9 +294,7 @@ class FileLog:
         for file, path in expected:
             found = self.files.identity(path)
             if file is None or found is None or found.file != file.identity().file:
-                raise FailedError(
-                    path, "removed or replaced while this process uses it; nothing was written. Close and open it again"
-                )
+                raise _replaced(path)
         self._looked_at_s = time.monotonic()
 
     def repair(self) -> None:
@@ -350,7 +364,8 @@ class FileLog:
         except GoneError:
             return  # A save has written its content, fsynced, to a later generation.
         self._sync_file(file, generation)
-        with Held(self.lock, self._timeout_s):
+        # Only a hint for recovery: not worth waiting for.
+        with contextlib.suppress(LockTimeoutError), Held(self.lock, 0):
             if split_head(self.words[HEAD])[0] == generation and not self.words[DIRTY]:
                 self.words[DURABLE] = max(self.words[DURABLE], offset)
 
@@ -371,21 +386,27 @@ class FileLog:
         self.retire(generation - 1)
 
     def retire(self, newest: int) -> None:
-        """Rename logs up to a generation to history, and delete the oldest history above the bound."""
+        """Rename logs up to a generation to history, and delete the oldest history above the bound.
+
+        If that fails it is logged: nothing depends on it, and the next save or recovery does it again.
+        """
+        try:
+            for generation in self.generations("log"):
+                if generation <= newest:
+                    self.files.rename(self.paths.log(generation), self.paths.history(generation))
+            kept = 0
+            for generation in reversed(self.generations("history")):
+                identity = self.files.identity(self.paths.history(generation))
+                kept += identity.size if identity is not None else 0
+                if kept > self._history_bytes:
+                    self.files.unlink(self.paths.history(generation))
+        except OSError as error:
+            _LOG.warning("%s: old logs could not be put away: %s", self.paths.folder, error)
+
+    def generations(self, kind: str) -> list[int]:
+        """Which logs there are, in order: the ``log`` or the ``history`` ones."""
         names = self.files.names(self.paths.folder)
-        for name in names:
-            generation = self.paths.generation_of(name, "log")
-            if generation is not None and generation <= newest:
-                self.files.rename(self.paths.log(generation), self.paths.history(generation))
-        kept = 0
-        for name in sorted(self.files.names(self.paths.folder), reverse=True):
-            generation = self.paths.generation_of(name, "history")
-            if generation is None:
-                continue
-            identity = self.files.identity(self.paths.history(generation))
-            kept += identity.size if identity is not None else 0
-            if kept > self._history_bytes:
-                self.files.unlink(self.paths.history(generation))
+        return [number for name in names if (number := self.paths.generation_of(name, kind)) is not None]
 
 
 Recover = Callable[[FileLog, File | None], Start]
@@ -415,3 +436,10 @@ def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:
         offset=end.offset,
         sequence=end.sequence,
     )
+
+
+def _replaced(path: str) -> FailedError:
+    reason = (
+        "removed or replaced while this process uses it; nothing was written. Close this handle and open another one"
+    )
+    return FailedError(path, reason)

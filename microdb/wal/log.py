@@ -50,12 +50,16 @@ class Log(Protocol):
     lock: WriteLock
     keeps_all: bool
 
-    def attach(self, recover: Callable[[Any, Any], Start]) -> Start | None:
-        """Open it. The first to open it gets its content with that; for others there is `load`."""
+    def attach(self, recover: Callable[[Any, Any], Start], timeout_s: float | None) -> Start | None:
+        """Open it, waiting that long for its lock. The first gets the content with it; for others there is `load`."""
         ...
 
     def detach(self) -> None:
         """Let go of it; in the child of a fork, without unlocking what the parent holds."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it, in the process that attached."""
         ...
 
     def must_attach_again(self) -> bool:

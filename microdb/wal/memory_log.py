@@ -23,10 +23,13 @@ class MemoryLog:
         self._payloads: Sequence[Payload] = ()
         self._end = Position(0, 0, 0, 0)
 
-    def attach(self, recover: Callable[[Any, Any], Start]) -> None:
+    def attach(self, recover: Callable[[Any, Any], Start], timeout_s: float | None) -> None:
         """There is nothing to open."""
 
     def detach(self) -> None:
+        """There is nothing to let go of."""
+
+    def close(self) -> None:
         """There is nothing to let go of."""
 
     def must_attach_again(self) -> bool:

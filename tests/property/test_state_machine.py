@@ -1,0 +1,162 @@
+"""Several handles of one database against a plain dict, over saves, crashes, forks and reopening."""
+
+import gc
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import microdb
+from children import forked
+from strategies import same, values
+
+INDEXES = st.integers(0, 11)
+NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
+RECORDS = st.fixed_dictionaries({"job": NAMES}, optional={"name": NAMES, "v": values()})
+KEYS = st.tuples(NAMES, NAMES | st.none())
+CHANGES = st.lists(
+    st.tuples(st.just("upsert"), RECORDS) | st.tuples(st.just("delete"), KEYS) | st.just(("clear", None)), max_size=6
+)
+
+
+def key_of(record):
+    return record.get("job"), record.get("name")
+
+
+def carry_out(changes, mdb):
+    for what, argument in changes:
+        getattr(mdb, what)(*([] if argument is None else [argument]))
+
+
+def carry_out_on_dict(changes, model):
+    for what, argument in changes:
+        if what == "upsert":
+            model[key_of(argument)] = argument
+        elif what == "delete":
+            model.pop(argument, None)
+        else:
+            model.clear()
+
+
+class OnPurposeError(Exception):
+    pass
+
+
+class ManyHandles(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "mdb.json"
+        self.model = {}
+        self.open_handles = []
+
+    def teardown(self):
+        for mdb in self.open_handles:
+            mdb.close()
+        self.folder.cleanup()
+
+    @initialize()
+    def first(self):
+        self.another_handle()
+
+    @precondition(lambda self: len(self.open_handles) < 4)
+    @rule()
+    def another_handle(self):
+        self.open_handles.append(microdb.MicroDB(self.path, ["job", "name"]))
+
+    def handle(self, index):
+        return self.open_handles[index % len(self.open_handles)]
+
+    @rule(index=INDEXES, record=RECORDS)
+    def upsert(self, index, record):
+        mdb = self.handle(index)
+        mdb.upsert(record)
+        self.model[key_of(record)] = record
+
+    @rule(index=INDEXES, records=st.lists(RECORDS, max_size=5))
+    def upsert_many(self, index, records):
+        mdb = self.handle(index)
+        mdb.upsert_many(records)
+        self.model.update((key_of(record), record) for record in records)
+
+    @rule(index=INDEXES, key=KEYS)
+    def delete(self, index, key):
+        mdb = self.handle(index)
+        assert mdb.delete(key) == (self.model.pop(key, None) is not None)
+
+    @rule(index=INDEXES)
+    def clear(self, index):
+        mdb = self.handle(index)
+        mdb.clear()
+        self.model.clear()
+
+    @rule(index=INDEXES, changes=CHANGES)
+    def transaction(self, index, changes):
+        mdb = self.handle(index)
+        with mdb.transaction():
+            carry_out(changes, mdb)
+            carry_out_on_dict(changes, self.model)
+            assert same(list(mdb.items()), list(self.model.items()))
+
+    @rule(index=INDEXES, changes=CHANGES)
+    def failing_transaction(self, index, changes):
+        mdb = self.handle(index)
+        with pytest.raises(OnPurposeError), mdb.transaction():
+            carry_out(changes, mdb)
+            raise OnPurposeError
+
+    @rule(index=INDEXES)
+    def save(self, index):
+        mdb = self.handle(index)
+        mdb.save()
+
+    @rule(index=INDEXES)
+    def save_as_grid(self, index):
+        mdb = self.handle(index)
+        fields = {tuple(sorted(record)) for record in self.model.values()}
+        if len(fields) > 1:
+            with pytest.raises(microdb.GridError):
+                mdb.save_as_grid()
+        else:
+            mdb.save_as_grid()
+
+    @rule(index=INDEXES)
+    def reopen(self, index):
+        self.open_handles.pop(index % len(self.open_handles)).close()
+        self.another_handle()
+
+    @rule(index=INDEXES)
+    def crash(self, index):
+        """A handle is dropped without being closed."""
+        self.open_handles.pop(index % len(self.open_handles))
+        gc.collect()
+        self.another_handle()
+
+    @rule()
+    def everybody_crashes(self):
+        self.open_handles.clear()
+        gc.collect()
+        self.another_handle()
+
+    @rule(index=INDEXES, changes=CHANGES)
+    def fork(self, index, changes):
+        """A child goes on with the same handle, and ends without closing it."""
+        assert forked(lambda: carry_out(changes, self.handle(index))) == 0
+        carry_out_on_dict(changes, self.model)
+
+    @invariant()
+    def every_handle_shows_the_model(self):
+        for mdb in self.open_handles:
+            assert same(list(mdb.items()), list(self.model.items()))
+            assert len(mdb) == len(self.model)
+            for key, record in self.model.items():
+                assert same(mdb[key], record)
+
+
+ManyHandles.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+test_many_handles_behave_as_one_dict = ManyHandles.TestCase

@@ -1,0 +1,64 @@
+"""The command ``microdb``: its version, its usage, and what reaches the user when something is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+import microdb
+from microdb.cli import main
+
+WAIT_S = 60
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"microdb {microdb.__version__}\n"
+
+
+def test_python_dash_m_is_the_same_command():
+    command = [sys.executable, "-m", "microdb", "--version"]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
+    assert output == f"microdb {microdb.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["demo", "--workers", "0"], ["demo", "--limit", "x"], ["demo", "--durability", "no"]],
+)
+def test_wrong_usage_exits_with_2_and_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: microdb")
+
+
+@pytest.mark.parametrize("command", ["demo", "repair"])
+def test_every_command_is_in_the_help_and_has_help_of_its_own(command, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"\n    {command} " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    assert f"usage: microdb {command}" in capsys.readouterr().out
+
+
+def test_an_error_of_the_operating_system_is_one_line(tmp_path, capsys):
+    assert main(["demo", "--limit", "1", "--path", str(tmp_path / "no such folder" / "demo.json")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("microdb: ")
+    assert "no such folder" in line
+
+
+def test_importing_microdb_imports_no_command_and_no_extra():
+    program = (
+        "import sys, microdb; "
+        "print([name for name in sys.modules if name.split('.')[0] in {'rich', 'multiprocessing', 'argparse'}"
+        " or name.startswith(('microdb.cli', 'microdb.demo'))])"
+    )
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
+    assert output == "[]\n"

@@ -1,0 +1,300 @@
+"""fork, spawn, forkserver: a child works on, and never harms its parent."""
+
+import ctypes
+import multiprocessing as mp
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+import microdb
+from children import finish, forked, write_numbers
+
+A = {"id": "a", "n": 1}
+
+
+def test_a_child_reads_what_the_parent_had_and_what_comes_later(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+    told, tell = os.pipe()
+    answer, answered = os.pipe()
+
+    def child():
+        assert mdb["a",] == A
+        os.write(answered, b"1")
+        os.read(told, 1)
+        assert mdb["b",] == {"id": "b"}
+        mdb.upsert({"id": "c"})
+        assert list(mdb) == [("a",), ("b",), ("c",)]
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(run(child))
+    os.read(answer, 1)
+    mdb.upsert({"id": "b"})
+    os.write(tell, b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert list(mdb) == [("a",), ("b",), ("c",)]
+
+
+def run(body):
+    try:
+        body()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def test_a_child_loads_nothing_again(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+
+    def child():
+        mdb._log.load = lambda: pytest.fail("loaded again")
+        assert mdb["a",] == A
+        mdb.upsert({"id": "b"})
+        assert len(mdb) == 2
+
+    assert forked(child) == 0
+    assert len(mdb) == 2
+
+
+def test_a_prefork_server_opens_before_it_forks(open_db):
+    mdb = open_db(partition_keys=["worker", "n"])
+    mdb.upsert({"worker": "master", "n": 0})
+
+    def worker(number):
+        for n in range(200):
+            mdb.upsert({"worker": number, "n": n})
+            assert mdb[number, n]["n"] == n
+
+    pids = []
+    for number in range(6):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(run(lambda number=number: worker(number)))
+        pids.append(pid)
+    for pid in pids:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(mdb) == 1_201
+    for number in range(6):
+        assert [n for who, n in mdb if who == number] == list(range(200))
+
+
+def test_a_child_neither_holds_nor_frees_its_parents_lock(open_db, path):
+    mdb, other = open_db(), open_db(timeout=0)
+    held, go = os.pipe(), os.pipe()
+    with mdb.lock():
+        pid = os.fork()
+        if pid == 0:
+
+            def child():
+                mdb.close()  # The handle forgets that it was inside the lock.
+                os.write(held[1], b"1")
+                os.read(go[0], 1)
+
+            os._exit(run(child))
+        os.read(held[0], 1)
+        assert forked(lambda: refused(path)) == 0
+    other.upsert(A)  # Free, although the child lives.
+    assert forked(lambda: microdb.MicroDB(path, ["id"], timeout=0).upsert(A)) == 0
+    os.write(go[1], b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def refused(path):
+    with pytest.raises(microdb.LockTimeoutError):
+        microdb.MicroDB(path, ["id"], timeout=0)
+
+
+def test_a_fork_inside_a_lock_leaves_the_block_in_both(open_db, path):
+    mdb = open_db()
+    reader, writer = os.pipe()
+    with mdb.lock():
+        pid = os.fork()
+    if pid == 0:
+
+        def child():
+            os.close(writer)
+            os.read(reader, 1)  # Until the parent has seen that its lock is free.
+            mdb.upsert({"id": "child"})
+
+        os._exit(run(child))
+    mdb.upsert(A)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert list(mdb) == [("a",), ("child",)]
+
+
+def test_a_child_that_leaves_the_lock_first_does_not_free_it(open_db, path):
+    mdb = open_db()
+    left, leave = os.pipe()
+    context = mdb.lock()
+    context.__enter__()
+    pid = os.fork()
+    if pid == 0:
+        code = run(lambda: context.__exit__(None, None, None))
+        os.write(leave, b"1")
+        os._exit(code)
+    os.read(left, 1)
+    assert forked(lambda: refused(path)) == 0
+    context.__exit__(None, None, None)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_child_reads_while_its_parent_holds_the_lock(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+    with mdb.lock():
+        mdb.upsert({"id": "b"})
+
+        def child():
+            assert list(mdb) == [("a",), ("b",)]
+            assert mdb["b",] == {"id": "b"}
+
+        assert forked(child) == 0
+
+
+def test_forks_while_threads_are_in_mid_write_lose_nothing(open_db):
+    mdb = open_db(partition_keys=["thread", "n"])
+    stop = threading.Event()
+    written = [0] * 8
+
+    def write(thread):
+        while not stop.is_set():
+            mdb.upsert({"thread": thread, "n": written[thread]})
+            written[thread] += 1
+
+    threads = [threading.Thread(target=write, args=(t,)) for t in range(8)]
+    for thread in threads:
+        thread.start()
+
+    def child(number):
+        before = len(mdb)
+        assert before >= 0
+        mdb.upsert({"thread": "child", "n": number})
+        assert mdb["child", number]
+        with mdb.transaction():
+            mdb.upsert({"thread": "child", "n": -number})
+
+    for number in range(1, 31):
+        assert forked(lambda number=number: child(number)) == 0
+    stop.set()
+    for thread in threads:
+        thread.join()
+    for thread in range(8):
+        assert [n for who, n in mdb if who == thread] == list(range(written[thread]))
+    assert len([1 for who, _ in mdb if who == "child"]) == 60
+
+
+def test_a_fork_without_pythons_hooks_is_noticed(open_db, path):
+    mdb = open_db()
+    mdb.upsert(A)
+    with mdb.lock():
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+
+            def child():
+                assert mdb["a",] == A
+                assert forked_lock_is_not_ours(mdb)
+
+            os._exit(run(child))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert forked(lambda: refused(path)) == 0, "the child did not free it"
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        os._exit(run(lambda: mdb.upsert({"id": "child"})))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert mdb["child",] == {"id": "child"}
+    mdb.upsert({"id": "after"})
+    assert list(open_db()) == [("a",), ("child",), ("after",)]
+
+
+def forked_lock_is_not_ours(mdb):
+    with pytest.raises(microdb.LockTimeoutError), mdb.lock(timeout=0):
+        pass
+    return True
+
+
+def test_a_parent_that_dies_leaves_no_lock_and_no_presence_behind(open_db, path):
+    """The child inherits every descriptor; when the parent is killed in its lock, nobody waits for the child."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        mdb = microdb.MicroDB(path, ["id"])
+        mdb.upsert(A)
+        mdb.lock().__enter__()
+        grandchild = os.fork()
+        if grandchild == 0:
+            os.write(ready[1], b"1")
+            os.read(go[0], 1)
+            os._exit(0)
+        signal.pause()
+    os.read(ready[0], 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    mdb = open_db(timeout=5)
+    mdb.upsert({"id": "b"})
+    assert list(mdb) == [("a",), ("b",)]
+    os.write(go[1], b"1")
+
+
+def test_a_closed_handle_stays_closed_in_a_child(open_db):
+    mdb = open_db()
+    mdb.close()
+
+    def child():
+        with pytest.raises(microdb.ClosedError):
+            mdb.get(("a",))
+
+    assert forked(child) == 0
+
+
+def test_a_read_only_handle_reads_on_in_a_child(open_db):
+    mdb = open_db()
+    reader = open_db(read_only=True)
+    mdb.upsert(A)
+
+    def child():
+        assert reader["a",] == A
+        with pytest.raises(microdb.ReadOnlyError):
+            reader.upsert(A)
+
+    assert forked(child) == 0
+
+
+def test_a_table_in_memory_becomes_two_with_a_fork(open_db):
+    mdb = open_db(":memory:")
+    mdb.upsert(A)
+
+    def child():
+        mdb.upsert({"id": "child"})
+        assert len(mdb) == 2
+
+    with mdb.lock():
+        assert forked(child) == 0
+    assert list(mdb) == [("a",)]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_started_by_any_method_share_it(open_db, path, method):
+    mdb = open_db(partition_keys=["writer", "n"])
+    context = mp.get_context(method)
+    pipes, processes = [], []
+    for writer in range(3):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=write_numbers, args=(theirs, str(path), writer, 50, {}))
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    for pipe in pipes:
+        assert pipe.recv() == "ready"
+        pipe.send("go")
+    finish(pipes)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(mdb) == 150

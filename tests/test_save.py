@@ -1,0 +1,523 @@
+"""Saving: others go on meanwhile, the log is compacted, and an error changes nothing."""
+
+import errno
+import json
+import logging
+import os
+import threading
+
+import pytest
+
+import microdb
+from children import forked
+from microdb.files import File, Files
+
+A = {"id": "a", "n": 1}
+B = {"id": "b", "n": 2}
+
+
+class Faulty(Files):
+    """The real file system, with one call made to fail, or to stop on the way, before it does anything."""
+
+    def __init__(self):
+        self.calls = []
+        self.on = {}
+
+    def _meet(self, name, path):
+        self.calls.append((name, os.path.basename(path)))
+        act = self.on.get(name)
+        if act is not None:
+            act(path)
+
+    def rename(self, source, target):
+        self._meet("rename", target)
+        super().rename(source, target)
+
+    def sync_folder(self, path):
+        self._meet("sync_folder", path)
+        super().sync_folder(path)
+
+    def create(self, path):
+        self._meet("create", path)
+        return _watched(super().create(path), self)
+
+    def open(self, path, **options):
+        self._meet("open", path)
+        return _watched(super().open(path, **options), self)
+
+
+def _watched(file, files):
+    watched = WatchedFile(os.dup(file.fd), file.path)
+    watched.files = files
+    return watched
+
+
+class WatchedFile(File):
+    files: Faulty
+
+    def sync(self):
+        self.files._meet("sync", self.path)
+        super().sync()
+
+    def sync_data(self):
+        self.files._meet("sync_data", self.path)
+        super().sync_data()
+
+    def write_at(self, data, offset):
+        self.files._meet("write_at", self.path)
+        super().write_at(data, offset)
+
+    def truncate(self, size):
+        self.files._meet("truncate", self.path)
+        super().truncate(size)
+
+
+def fail(*_):
+    raise OSError(errno.EIO, "made to fail")
+
+
+def only(name, act=fail):
+    """Act only on paths that end so."""
+    return lambda path: act(path) if path.endswith(name) else None
+
+
+@pytest.fixture
+def faulty():
+    return Faulty()
+
+
+def listing(path):
+    return sorted(file.name for file in (path.parent / (path.name + ".wal")).iterdir())
+
+
+def test_a_save_begins_a_new_log_and_keeps_the_old_one_as_history(open_db, path):
+    mdb = open_db()
+    mdb.upsert_many([A, B])
+    mdb.save()
+    stats = mdb.stats()
+    assert (stats.generation, stats.saves, stats.records) == (2, 1, 2)
+    assert stats.snapshot_bytes == path.stat().st_size
+    assert listing(path) == ["0000000001.history", "0000000002.log", "header", "lock", "save.lock"]
+    assert json.loads(path.read_text()) == [A, B]
+
+
+def test_history_is_deleted_above_its_bound_oldest_first(open_db, path):
+    mdb = open_db()
+    for n in range(3):
+        mdb.upsert({"id": n, "text": "x" * (6 << 20)})
+        mdb.save()
+    assert [name for name in listing(path) if name.endswith("history")] == ["0000000002.history", "0000000003.history"]
+
+
+def test_a_reader_that_was_far_behind_goes_on_across_saves(open_db):
+    mdb, reader = open_db(), open_db()
+    for n in range(5):
+        mdb.upsert({"id": n})
+        mdb.save()
+        mdb.delete((n - 1,))
+    loads = []
+    reader._log.load = lambda: loads.append(1)
+    assert list(reader) == list(mdb)
+    assert not loads, "by history, without a reload"
+
+
+def test_a_reader_whose_history_is_gone_loads_anew(open_db, path):
+    mdb, reader = open_db(), open_db()
+    for n in range(3):
+        mdb.upsert({"id": n})
+        mdb.save()
+    for name in listing(path):
+        if name.endswith("history"):
+            os.unlink(f"{path}.wal/{name}")
+    mdb.upsert({"id": "last"})
+    reader._log._current = None
+    assert list(reader) == list(mdb)
+
+
+def test_writers_go_on_while_a_save_writes_and_nothing_of_theirs_is_lost(open_db, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def pause(path):
+        if path.endswith(".tmp"):
+            entered.set()
+            assert go_on.wait(60)
+
+    faulty.on["create"] = pause
+    saver = threading.Thread(target=mdb.save)
+    saver.start()
+    assert entered.wait(60)
+    other.upsert(B)
+    other.delete(("a",))
+    mdb.upsert({"id": "c"})
+    go_on.set()
+    saver.join()
+    assert list(mdb) == list(other) == [("b",), ("c",)]
+    assert mdb.stats().generation == 2
+    mdb.close()
+    other.close()
+    assert list(open_db()) == [("b",), ("c",)]
+
+
+def test_a_save_inside_a_lock_waits_for_no_other_and_makes_the_other_give_up(open_db, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def pause(path):
+        if path.endswith(".tmp"):
+            entered.set()
+            assert go_on.wait(60)
+
+    faulty.on["create"] = pause
+    saver = threading.Thread(target=mdb.save)
+    saver.start()
+    assert entered.wait(60)
+    with other.lock():
+        other.upsert(B)
+        other.save()
+    go_on.set()
+    saver.join()
+    stats = mdb.stats()
+    assert (stats.generation, stats.saves, stats.records) == (2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("create", ".tmp"),
+        ("write_at", ".tmp"),
+        ("sync", ".tmp"),
+        ("rename", ".log"),
+        ("sync_folder", ".wal"),
+        ("rename", "mdb.json"),
+    ],
+)
+def test_a_save_that_fails_changes_nothing(open_db, path, faulty, call, name):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    mdb.save()
+    mdb.upsert(B)
+    before = path.read_bytes()
+    faulty.on[call] = only(name)
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.save()
+    faulty.on.clear()
+    assert path.read_bytes() == before
+    assert mdb.stats().generation == 2
+    assert list(mdb) == list(other) == [("a",), ("b",)]
+    assert not [left for left in listing(path) if left.endswith(".tmp")]
+    other.upsert({"id": "c"})
+    mdb.upsert({"id": "d"})
+    mdb.save()
+    expected = [("a",), ("b",), ("c",), ("d",)]
+    assert list(mdb) == list(other) == expected
+    mdb.close()
+    other.close()
+    assert list(open_db()) == expected
+
+
+def test_a_log_that_cannot_become_history_does_not_fail_the_save(open_db, path, faulty, caplog):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    faulty.on["rename"] = only(".history")
+    mdb.save()
+    assert "0000000001.log" in listing(path)
+    assert "made to fail" in caplog.text
+    mdb.upsert(B)
+    mdb.close()
+    mdb = open_db()
+    assert list(mdb) == [("a",), ("b",)]
+    assert "0000000001.history" in listing(path)
+
+
+def test_after_the_last_fsync_of_a_save_failed_the_next_write_saves_again(open_db, path, faulty):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    faulty.on["sync_folder"] = only(str(path.parent))
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.save()
+    assert mdb.stats().generation == 2
+    with pytest.raises(microdb.FailedError, match="reads go on"):
+        mdb.upsert(B)
+    assert list(mdb) == [("a",)]
+    faulty.on.clear()
+    generation = mdb.stats().generation
+    mdb.upsert(B)
+    assert mdb.stats().generation > generation
+    assert list(open_db()) == [("a",), ("b",)]
+
+
+def test_a_failed_fsync_of_a_write_poisons_the_generation_until_a_save(open_db, faulty):
+    mdb, other = open_db(files=faulty, durability="power"), open_db()
+    mdb.upsert(A)
+    faulty.on["sync_data"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.upsert(B)
+    assert list(mdb) == list(other) == [("a",)]
+    generation = mdb.stats().generation
+    faulty.on.clear()
+    other.upsert({"id": "c"})
+    assert other.stats().generation == generation + 1, "never a second fsync that says it is good"
+    mdb.upsert(B)
+    assert list(mdb) == list(other) == [("a",), ("c",), ("b",)]
+
+
+def test_while_no_save_succeeds_a_poisoned_store_is_read_only_and_says_so(open_db, faulty):
+    mdb = open_db(files=faulty, durability="power")
+    mdb.upsert(A)
+    faulty.on["sync_data"] = faulty.on["sync"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.upsert(B)
+    for _ in range(2):
+        with pytest.raises(microdb.FailedError, match="an earlier write to the disk failed"):
+            mdb.upsert(B)
+    assert mdb["a",] == A
+    faulty.on.clear()
+    mdb.upsert(B)
+    assert list(mdb) == [("a",), ("b",)]
+
+
+def test_a_failed_sync_raises_and_the_next_write_saves(open_db, faulty):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    faulty.on["sync_data"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.sync()
+    faulty.on.clear()
+    mdb.upsert(B)
+    assert mdb.stats().generation == 2
+
+
+def test_a_write_that_fails_leaves_the_log_as_it_was(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    log = path.parent / "mdb.json.wal" / "0000000001.log"
+    before = log.read_bytes()
+    faulty.on["write_at"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.upsert(B)
+    assert log.read_bytes() == before
+    assert list(mdb) == list(other) == [("a",)]
+    faulty.on.clear()
+    mdb.upsert(B)
+    assert list(other) == [("a",), ("b",)]
+
+
+def test_a_write_whose_undoing_fails_too_is_undone_by_the_next_writer(open_db, path, faulty):
+    mdb, other = open_db(files=faulty, durability="power"), open_db()
+    mdb.upsert(A)
+    faulty.on["sync_data"] = faulty.on["truncate"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.upsert(B)
+    assert list(other) == [("a",)]
+    faulty.on.clear()
+    other.upsert({"id": "c"})
+    assert list(mdb) == [("a",), ("c",)]
+    assert mdb.stats().repairs == 1
+    mdb.close()
+    other.close()
+    assert list(open_db()) == [("a",), ("c",)]
+
+
+def test_with_power_durability_each_write_is_fsynced_before_it_is_published(open_db, faulty):
+    mdb, other = open_db(files=faulty, durability="power"), open_db()
+    seen = []
+    faulty.on["sync_data"] = lambda _: seen.append(len(other))
+    mdb.upsert(A)
+    mdb.upsert_many([B, {"id": "c"}])
+    assert seen == [0, 1]
+    assert len(other) == 3
+
+
+def test_with_process_durability_no_write_is_fsynced_and_sync_does_it(open_db, faulty):
+    mdb = open_db(files=faulty)
+    faulty.calls.clear()
+    mdb.upsert(A)
+    assert "sync_data" not in dict(faulty.calls)
+    mdb.sync()
+    assert "sync_data" in dict(faulty.calls)
+
+
+def test_a_save_refuses_when_the_snapshot_was_edited_meanwhile(open_db, path, tmp_path):
+    mdb = open_db()
+    mdb.upsert(A)
+    mdb.save()
+    sound = path.read_bytes()
+    path.write_text("[]")
+    mdb.upsert(B)
+    with pytest.raises(microdb.ConflictError, match=r"save\(another_filename\)"):
+        mdb.save()
+    assert path.read_text() == "[]"
+    mdb.save(tmp_path / "kept.json")
+    assert json.loads((tmp_path / "kept.json").read_text()) == [A, B]
+    path.write_bytes(sound)
+    mdb.save()
+    assert json.loads(path.read_text()) == [A, B]
+
+
+def test_an_edit_between_draft_and_switch_is_noticed(open_db, path, faulty):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    mdb.save()
+    faulty.on["sync"] = only(".tmp", lambda _: path.write_text("[]"))
+    with pytest.raises(microdb.ConflictError):
+        mdb.save()
+    assert path.read_text() == "[]"
+    assert mdb.stats().generation == 2
+
+
+def test_a_grid_that_cannot_be_is_refused_before_anything_is_written(open_db, path):
+    mdb = open_db()
+    mdb.upsert_many([A, {"id": "b"}])
+    before = listing(path)
+    with pytest.raises(microdb.GridError, match="lacks 'n'"):
+        mdb.save_as_grid()
+    assert not path.exists()
+    assert listing(path) in (before, [*before, "save.lock"])
+
+
+def test_saving_over_another_database_is_refused(open_db, tmp_path):
+    mdb, other = open_db(), open_db(tmp_path / "other.json")
+    other.upsert(A)
+    with pytest.raises(microdb.ConflictError, match="another database"):
+        mdb.save(tmp_path / "other.json")
+    assert list(other) == [("a",)]
+
+
+def test_saving_to_its_own_name_by_another_spelling_is_a_save(open_db, path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    mdb = open_db()
+    mdb.upsert(A)
+    mdb.save("./mdb.json")
+    assert mdb.stats().generation == 2
+
+
+def test_a_new_snapshot_keeps_the_permissions_of_the_old_one(open_db, path):
+    mdb = open_db()
+    mdb.save()
+    path.chmod(0o640)
+    mdb.upsert(A)
+    mdb.save()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_save_that_waits_for_another_gives_up_in_time(open_db, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def pause(path):
+        if path.endswith(".tmp"):
+            entered.set()
+            assert go_on.wait(60)
+
+    faulty.on["create"] = pause
+    saver = threading.Thread(target=mdb.save)
+    saver.start()
+    assert entered.wait(60)
+    with pytest.raises(microdb.LockTimeoutError) as caught:
+        other.save(timeout=0.05)
+    assert caught.value.path.endswith("save.lock")
+    go_on.set()
+    saver.join()
+
+
+def test_the_log_is_saved_by_itself_when_it_has_outgrown_its_bound(open_db, path):
+    mdb = open_db(auto_save_bytes=20_000)
+    for n in range(2_000):
+        mdb.upsert({"id": n % 10, "text": "x" * 100})
+    mdb.close()
+    again = open_db()
+    assert len(again) == 10
+    stats = again.stats()
+    assert stats.saves >= 1
+    assert stats.log_bytes < 200_000
+    assert json.loads(path.read_text())
+
+
+def test_auto_save_can_be_turned_off(open_db):
+    mdb = open_db(auto_save=False, auto_save_bytes=1_000)
+    for n in range(100):
+        mdb.upsert({"id": n, "text": "x" * 100})
+    assert mdb.stats().saves == 0
+    assert mdb._saver is None
+
+
+def test_an_automatic_save_keeps_the_form_of_the_snapshot_while_it_can(open_db, path):
+    mdb = open_db(auto_save_bytes=2_000)
+    mdb.upsert(A)
+    mdb.save_as_grid()
+    for n in range(100):
+        mdb.upsert({"id": "a", "n": n})
+    mdb._saver.join()
+    assert json.loads(path.read_text())[0] == ["id", "n"]
+    saves = mdb.stats().saves
+    mdb.upsert({"id": "no n"})
+    while mdb.stats().saves == saves:
+        mdb.upsert(A)
+    mdb._saver.join()
+    assert isinstance(json.loads(path.read_text())[0], dict)
+
+
+def test_a_failed_automatic_save_is_logged_and_the_writer_goes_on(open_db, faulty, caplog):
+    mdb = open_db(files=faulty, auto_save_bytes=1_000)
+    faulty.on["create"] = fail
+    with caplog.at_level(logging.WARNING, "microdb"):
+        for n in range(50):
+            mdb.upsert({"id": n, "text": "x" * 100})
+        mdb._saver.join()
+    assert "the automatic save failed" in caplog.text
+    assert len(mdb) == 50
+    faulty.on.clear()
+    for n in range(50):
+        mdb.upsert({"id": n, "text": "x" * 100})
+    mdb._saver.join()
+    assert mdb.stats().saves >= 1
+
+
+def die(*_):
+    os._exit(9)
+
+
+@pytest.mark.parametrize("call", ["create", "write_at", "sync", "rename", "sync_folder", "open"])
+@pytest.mark.parametrize("survivor", [True, False])
+def test_a_saver_that_dies_at_any_step_loses_nothing(open_db, path, call, survivor):
+    """Die at the first, second, … such call of a save, until a save makes no more; with others alive or alone."""
+    for step in range(50):
+        other = open_db() if survivor else None
+        mdb = other or open_db()
+        mdb.upsert({"id": step})
+        expected = list(mdb)
+        if not survivor:
+            mdb.close()
+
+        def child(step=step):
+            faulty = Faulty()
+            mdb = microdb.MicroDB(path, ["id"], files=faulty)
+            left = [step]
+
+            def count_down(_):
+                left[0] -= 1
+                if left[0] < 0:
+                    die()
+
+            faulty.on[call] = count_down
+            mdb.save()
+
+        code = forked(child)
+        mdb = other or open_db()
+        assert list(mdb) == expected
+        mdb.upsert({"id": f"after {step}"})
+        mdb.save()
+        assert len(mdb) == len(expected) + 1
+        mdb.close()
+        again = open_db()
+        assert list(again) == [*expected, (f"after {step}",)]
+        again.close()
+        if code == 0:
+            assert step > 0
+            return
+        assert code == 9
+    raise AssertionError("a save makes fewer calls than that")
