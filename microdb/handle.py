@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,7 @@ from microdb.errors import (
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import Held, Queue, WriteLock
+from microdb.locks import Held, Level, WriteLock
 from microdb.recovery import recover
 from microdb.save import Encode, save
 from microdb.table import Records, apply
@@ -64,23 +64,20 @@ class _Commit:
     done: bool = False
 
 
-class LockHeld:
+class LockHeld(Held):
     """What ``with mdb.lock():`` holds on to."""
 
+    __slots__ = ("_handle",)
+
     def __init__(self, handle: "Handle", timeout_s: float | None) -> None:
+        super().__init__(handle._log.lock, timeout_s)  # noqa: SLF001  # Same module.
         self._handle = handle
-        self._timeout_s = timeout_s
-        self._lock: WriteLock | None = None
 
     def __enter__(self) -> None:
+        # After a fork the lock is another one.
         self._handle._settle_for_write(self._timeout_s)  # noqa: SLF001  # Same module.
-        lock = self._handle._log.lock  # noqa: SLF001  # Same module.
-        lock.acquire(self._timeout_s)
-        self._lock = lock
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        super().__init__(self._handle._log.lock, self._timeout_s)  # noqa: SLF001  # Same module.
+        super().__enter__()
 
 
 class Handle:
@@ -223,21 +220,36 @@ class Handle:
     def _append(self, payload: bytes, changes: Sequence[Change]) -> None:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
         commit = _Commit(payload, changes)
-        self._waiting.append(commit)
+        lock = self._log.lock
+        level = lock.level()
         try:
-            with self._queue:
+            try:
+                self._waiting.append(commit)
+                left_s = lock.enter_queue(self._timeout_s)
                 if not commit.done:
+                    lock.acquire(left_s)
                     # Inside lock() nobody else's changes may come between.
-                    alone = self._log.lock.depth > 0
-                    with self._exclusive:
-                        self._append_locked([commit] if alone else [one for one in self._waiting if not one.done])
-        finally:
-            self._waiting.remove(commit)
+                    alone = level.depth > 0
+                    self._prepare_locked()
+                    lock.writing = commit
+                    self._append_locked([commit] if alone else [one for one in self._waiting if not one.done])
+            finally:
+                self._leave(commit, lock, level)
+        except BaseException:
+            # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
+            self._leave(commit, lock, level)
+            raise
         if self._position is not None and self._position.offset > self._save_above:
             self._consider_save()
 
+    def _leave(self, commit: _Commit, lock: WriteLock, level: Level) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(commit)
+        if lock.writing is commit:
+            lock.writing = None
+        lock.return_to(level)
+
     def _append_locked(self, group: list[_Commit]) -> None:
-        self._prepare_locked()
         before = self._position
         if before is None:
             raise AssertionError("whoever has caught up has a position")
@@ -375,7 +387,7 @@ class Handle:
             raise ClosedError("this handle is closed; open another one")
         with _settling:
             if self._pid not in (os.getpid(), _DETACHED):  # A fork in C, which calls no hooks.
-                locks.after_fork_in_child()
+                locks.after_fork_in_child([])
                 self._after_fork_in_child()
 
     def _settle_for_write(self, timeout_s: float | None) -> None:
@@ -392,8 +404,6 @@ class Handle:
         """Open the files. Under the table lock; waits for the write lock."""
         start = self._log.attach(recover, timeout_s)
         self._words = self._log.words
-        self._queue = Queue(self._log.lock, self._timeout_s)
-        self._exclusive = Held(self._log.lock, self._timeout_s)
         self._pid = os.getpid()
         if start is not None:
             self._load(start)
@@ -453,30 +463,33 @@ class Handle:
 
 _handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 _settling = threading.Lock()
-_taken: list[Callable[[], None]] = []
+_taken: list[tuple[WriteLock, Level]] = []
+_stopped: list[Handle] = []
 
 
 def _before_fork() -> None:
-    taken = locks.before_fork()
-    handles = list(_handles.values())
-    for handle in handles:
+    _taken[:] = locks.before_fork()
+    _stopped[:] = _handles.values()
+    for handle in _stopped:
         handle._before_fork()  # noqa: SLF001  # Same module.
-    _taken[:] = [*(one._after_fork_in_parent for one in handles), lambda: locks.after_fork_in_parent(taken)]  # noqa: SLF001
 
 
 def _after_fork_in_parent() -> None:
-    for release in _taken:
-        release()
+    for handle in _stopped:
+        handle._after_fork_in_parent()  # noqa: SLF001  # Same module.
+    locks.after_fork_in_parent(_taken)
     _taken.clear()
+    _stopped.clear()
 
 
 def _after_fork_in_child() -> None:
     global _settling  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
     _settling = threading.Lock()
-    _taken.clear()
-    locks.after_fork_in_child()
-    for handle in list(_handles.values()):
+    locks.after_fork_in_child(_taken)
+    for handle in _stopped:
         handle._after_fork_in_child()  # noqa: SLF001  # Same module.
+    _taken.clear()
+    _stopped.clear()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -14,25 +14,25 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import filelock
 from portalocker.constants import LockFlags
 from portalocker.portalocker import FlockLocker
 
-from microdb.errors import LockTimeoutError
+from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import File
 
 __all__ = [
     "Held",
-    "Queue",
+    "Level",
     "WriteLock",
     "after_fork_in_child",
     "after_fork_in_parent",
     "be_absent",
     "become_present",
     "before_fork",
+    "check_reentrance",
     "is_alone",
     "save_lock",
     "shared_write_lock",
@@ -52,13 +52,27 @@ _PAUSE_S_MAX: Final = 0.01
 _every_lock: weakref.WeakSet["WriteLock"] = weakref.WeakSet()
 
 
+class Level(NamedTuple):
+    """How often a thread is in the queue of a lock, and how often it has taken it."""
+
+    entries: int
+    depth: int
+
+
+_FREE: Final = Level(0, 0)
+
+
 class WriteLock:
     """Excludes every other thread of this process, and every other process, from writing. Reentrant in its thread.
 
-    A thread lock stands in front of the lock on the file, so that the threads of a process queue among themselves.
+    A queue of the threads of this process stands in front of the lock on the file. Whoever takes the lock, or enters
+    the queue, notes the level before and returns to it at the end, which does no harm twice. So an interrupt at any
+    place leaves nothing held, if it is met with one more return. For the same reason the thread lock and the note who
+    has it change on one line each: no signal handler runs between them.
 
     Attributes:
         depth: How often the thread that holds it has taken it.
+        writing: What its holder is just writing, so that a signal handler which interrupts that keeps away; else None.
     """
 
     def __init__(self, file: File | None = None) -> None:
@@ -66,9 +80,11 @@ class WriteLock:
         self._file = file
         self._owner_words: memoryview | None = None
         self._pid = os.getpid()
-        self._threads = threading.RLock()
+        self._mutex = threading.Lock()
         self._thread: int | None = None
+        self._entries = 0
         self.depth = 0
+        self.writing: object | None = None
         _every_lock.add(self)
 
     def tell_owner_in(self, words: memoryview) -> None:
@@ -76,8 +92,34 @@ class WriteLock:
         self._owner_words = words
 
     def is_mine(self) -> bool:
-        """Whether the calling thread holds it."""
+        """Whether the calling thread holds it, or is first in its queue."""
         return self._thread == threading.get_ident()
+
+    def level(self) -> Level:
+        """Where the calling thread stands."""
+        return Level(self._entries, self.depth) if self.is_mine() else _FREE
+
+    def enter_queue(self, timeout_s: float | None) -> float | None:
+        """Exclude the other threads of this process alone, to see whether the lock is needed at all.
+
+        Returns:
+            What is left of `timeout_s`.
+
+        Raises:
+            LockTimeoutError: They did not let it in within `timeout_s` seconds (None: for ever).
+        """
+        me = threading.get_ident()
+        if self._thread == me:
+            self._entries += 1
+            return timeout_s
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        wait_s = -1 if timeout_s is None else max(timeout_s, 0)
+        # fmt: off
+        if self._mutex.acquire(timeout=wait_s): self._thread, self._entries = me, 1  # noqa: E701  # See the class.
+        # fmt: on
+        else:
+            raise self._timeout(timeout_s)
+        return None if deadline is None else max(deadline - time.monotonic(), 0)
 
     def acquire(self, timeout_s: float | None = None) -> None:
         """Wait until it is free, at most `timeout_s` seconds (None: for ever), and take it.
@@ -86,52 +128,46 @@ class WriteLock:
             LockTimeoutError: It was not free in time.
             OSError: The file system refuses to lock.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self.enter_queue(timeout_s)
+        level = self.level()
         try:
-            if self.depth == 0 and self._file is not None:
-                self._lock_file(self._file, timeout_s, deadline)
+            left_s = self.enter_queue(timeout_s)
             self.depth += 1
-            self._thread = threading.get_ident()
+            if self.depth == 1 and self._file is not None:
+                self._lock_file(self._file, left_s, timeout_s)
         except BaseException:
-            if self.depth == 0:
-                self._unlock_file()
-            self._threads.release()
+            self.return_to(level)
             raise
 
     def release(self) -> None:
         """Undo one `acquire` of this thread."""
-        self.depth -= 1
-        if self.depth == 0:
-            self._thread = None
-            try:
-                self._unlock_file()
-            finally:
-                self._threads.release()
-        else:
-            self._threads.release()
+        self.return_to(Level(self._entries - 1, self.depth - 1))
 
-    def enter_queue(self, timeout_s: float | None) -> None:
-        """Only exclude the other threads of this process; to see whether the lock is needed at all."""
-        if not self._threads.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
-            raise self._timeout(timeout_s)
+    def return_to(self, level: Level) -> None:
+        """Undo what this thread has taken since it stood at `level`."""
+        if not self.is_mine():
+            return
+        if level.depth == 0 and self.depth > 0:
+            self.writing = None
+            self._unlock_file()
+        self.depth = level.depth
+        self._entries = level.entries
+        if level.entries == 0:
+            # fmt: off
+            self._thread = None; self._mutex.release()  # noqa: E702  # See the class.
+            # fmt: on
 
-    def leave_queue(self) -> None:
-        """Undo one `enter_queue` of this thread."""
-        self._threads.release()
-
-    def _lock_file(self, file: File, timeout_s: float | None, deadline: float | None) -> None:
+    def _lock_file(self, file: File, left_s: float | None, timeout_s: float | None) -> None:
         try:
             _flock(file.fd, _EXCLUSIVE_NOW)
         except BlockingIOError:
-            if deadline is None:
+            if left_s is None:
                 _flock(file.fd, _EXCLUSIVE)
             else:
-                self._poll(file, timeout_s, deadline)
+                self._poll(file, time.monotonic() + left_s, timeout_s)
         if self._owner_words is not None:
             self._owner_words[0] = self._pid
 
-    def _poll(self, file: File, timeout_s: float | None, deadline: float) -> None:
+    def _poll(self, file: File, deadline: float, timeout_s: float | None) -> None:
         pause_s = _PAUSE_S_MIN
         while True:
             left_s = deadline - time.monotonic()
@@ -148,55 +184,45 @@ class WriteLock:
         if self._file is not None and self._pid == os.getpid():
             _flock(self._file.fd, _UNLOCK)
 
-    def _before_fork(self) -> None:
-        self._threads.acquire()
-
-    def _after_fork_in_parent(self) -> None:
-        self._threads.release()
-
-    def _after_fork_in_child(self) -> None:
-        """Let go of the file without unlocking it. A ``with`` that began in the parent may still end here."""
+    def _forget(self, level: Level) -> None:
+        """In a child: let go of the file without unlocking it. Blocks that began in the parent still end here."""
         self._file = None
         self._owner_words = None
-        self._threads = threading.RLock()
-        for _ in range(self.depth):
-            self._threads.acquire()
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self._entries, self.depth = level
+        self._thread = threading.get_ident() if level.entries and self._mutex.acquire() else None
 
     def _timeout(self, timeout_s: float | None) -> LockTimeoutError:
         owner = self._owner_words[0] if self._owner_words is not None else None
         return LockTimeoutError(self._file.path if self._file else ":memory:", timeout_s or 0, owner or None)
 
 
-class Queue:
-    """``with`` of a lock's first half: the queue of the threads of this process. It has no state, as `Held`."""
-
-    __slots__ = ("_lock", "_timeout_s")
-
-    def __init__(self, lock: WriteLock, timeout_s: float | None) -> None:
-        self._lock = lock
-        self._timeout_s = timeout_s
-
-    def __enter__(self) -> None:
-        self._lock.enter_queue(self._timeout_s)
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.leave_queue()
-
-
 class Held:
-    """``with`` of a lock with a time-out. It has no state of its own, so one serves all threads and levels."""
+    """``with`` of a lock with a time-out, for one block."""
 
-    __slots__ = ("_lock", "_timeout_s")
+    __slots__ = ("_level", "_lock", "_timeout_s")
 
     def __init__(self, lock: WriteLock, timeout_s: float | None) -> None:
         self._lock = lock
         self._timeout_s = timeout_s
+        self._level = lock.level()
 
     def __enter__(self) -> None:
         self._lock.acquire(self._timeout_s)
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        try:
+            self._lock.return_to(self._level)
+        except BaseException:
+            self._lock.return_to(self._level)
+            raise
+
+
+def check_reentrance(lock: WriteLock) -> None:
+    """Raises ReentrantError if the thread that holds the lock is in mid-write, so that this is a signal handler."""
+    if lock.writing is not None:
+        raise ReentrantError("a signal handler called into a write that it had interrupted; let it return first")
 
 
 _write_locks: weakref.WeakValueDictionary[tuple[int, int], WriteLock] = weakref.WeakValueDictionary()
@@ -217,27 +243,34 @@ def shared_write_lock(file: File) -> WriteLock:
         return lock
 
 
-def before_fork() -> list[WriteLock]:
-    """Wait until no other thread of this process holds a write lock, and keep it so. Gives the locks that it took."""
-    taken = list(_every_lock)
-    for lock in taken:
-        lock._before_fork()  # noqa: SLF001  # Same module.
+def before_fork() -> list[tuple[WriteLock, Level]]:
+    """Wait until no other thread of this process holds a write lock, and keep it so. Gives what to undo."""
+    taken = [(lock, lock.level()) for lock in _every_lock]
+    for lock, _ in taken:
+        lock.enter_queue(None)
     return taken
 
 
-def after_fork_in_parent(taken: list[WriteLock]) -> None:
+def after_fork_in_parent(taken: list[tuple[WriteLock, Level]]) -> None:
     """Undo `before_fork`."""
-    for lock in reversed(taken):
-        lock._after_fork_in_parent()  # noqa: SLF001  # Same module.
+    for lock, level in taken:
+        lock.return_to(level)
 
 
-def after_fork_in_child() -> None:
-    """The locks that a child inherits are its parent's: forget them. Handles attach to new ones."""
+def after_fork_in_child(taken: list[tuple[WriteLock, Level]]) -> None:
+    """The locks that a child inherits are its parent's: forget them. Handles attach to new ones.
+
+    Args:
+        taken: What `before_fork` gave; nothing, if the fork called no hooks.
+    """
     global _write_locks_guard  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
     _write_locks_guard = threading.Lock()
+    levels = dict(taken)
     for lock in list(_every_lock):
-        lock._after_fork_in_child()  # noqa: SLF001  # Same module.
-    _write_locks.clear()
+        if lock._pid != os.getpid():  # noqa: SLF001  # Same module.
+            lock._forget(levels.get(lock) or lock.level())  # noqa: SLF001  # Same module.
+            for identity in [identity for identity, one in _write_locks.items() if one is lock]:
+                del _write_locks[identity]
 
 
 def is_alone(file: File) -> bool:
@@ -259,19 +292,14 @@ def be_absent(file: File) -> None:
     _flock(file.fd, _UNLOCK)
 
 
-@contextlib.contextmanager
-def save_lock(path: str, timeout_s: float | None) -> Iterator[None]:
-    """Hold the lock that admits one save at a time, over threads and processes.
+def save_lock(path: str, timeout_s: float | None) -> contextlib.AbstractContextManager[object]:
+    """Take the lock that admits one save at a time, over threads and processes; ``with`` gives it back.
 
     Raises:
         LockTimeoutError: Another save was going on all the time.
     """
     lock = filelock.FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False)
     try:
-        lock.acquire(poll_interval=_PAUSE_S_MAX)
+        return lock.acquire(poll_interval=_PAUSE_S_MAX)
     except filelock.Timeout:
         raise LockTimeoutError(path, timeout_s or 0, None) from None
-    try:
-        yield
-    finally:
-        lock.release()

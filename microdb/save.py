@@ -78,9 +78,8 @@ def save(
         OSError: Nothing was changed; unless the very last fsync failed: then the new snapshot is in place, perhaps not
             for ever, and the next write begins with another save.
     """
-    held = Held(log.lock, timeout_s)
     with contextlib.nullcontext() if log.lock.is_mine() else save_lock(log.paths.save_lock, save_timeout_s):
-        with held:
+        with Held(log.lock, timeout_s):
             records, start = source.capture()
         pieces = encode(records)
         temporaries: list[str] = []
@@ -88,7 +87,7 @@ def save(
             draft = _draft(log, pieces, start, temporaries)
             if draft is None:
                 return False
-            with held:
+            with Held(log.lock, timeout_s):
                 return _switch(log, draft)
         finally:
             for path in temporaries:
@@ -138,6 +137,7 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
         draft.log.file.sync()
     in_place = False
     try:
+        log.lock.writing = draft
         log.words[DIRTY] = os.getpid()
         log.files.rename(draft.log.file.path, log.paths.log(end.generation))
         log.files.sync_folder(log.paths.folder)
@@ -153,6 +153,8 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
         else:
             log.repair()
         raise
+    finally:
+        log.lock.writing = None
     return True
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import microdb
+from walfiles import Wal
 
 DATA = Path(__file__).parent / "data"
 
@@ -37,3 +38,19 @@ def legacy(tmp_path):
         return Path(shutil.copy(DATA / "legacy" / name, tmp_path / name))
 
     return _copy
+
+
+@pytest.fixture
+def wal(path):
+    """The files of the database at `path`."""
+    return Wal(path)
+
+
+@pytest.fixture
+def ten(open_db, wal):
+    """A database with ten records in its log, closed."""
+    mdb = open_db()
+    for n in range(10):
+        mdb.upsert({"id": n})
+    mdb.close()
+    return wal

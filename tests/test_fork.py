@@ -160,34 +160,31 @@ def test_a_child_reads_while_its_parent_holds_the_lock(open_db):
 
 def test_forks_while_threads_are_in_mid_write_lose_nothing(open_db):
     mdb = open_db(partition_keys=["thread", "n"])
-    stop = threading.Event()
-    written = [0] * 8
 
     def write(thread):
-        while not stop.is_set():
-            mdb.upsert({"thread": thread, "n": written[thread]})
-            written[thread] += 1
-
-    threads = [threading.Thread(target=write, args=(t,)) for t in range(8)]
-    for thread in threads:
-        thread.start()
+        for n in range(500):
+            mdb.upsert({"thread": thread, "n": n})
 
     def child(number):
-        before = len(mdb)
-        assert before >= 0
+        assert len(mdb) >= 0
         mdb.upsert({"thread": "child", "n": number})
         assert mdb["child", number]
         with mdb.transaction():
             mdb.upsert({"thread": "child", "n": -number})
 
-    for number in range(1, 31):
-        assert forked(lambda number=number: child(number)) == 0
-    stop.set()
+    threads = [threading.Thread(target=write, args=(t,)) for t in range(8)]
+    for thread in threads:
+        thread.start()
+    forks = 0
+    while any(thread.is_alive() for thread in threads):
+        forks += 1
+        assert forked(lambda: child(forks)) == 0
     for thread in threads:
         thread.join()
+    assert forks > 3
     for thread in range(8):
-        assert [n for who, n in mdb if who == thread] == list(range(written[thread]))
-    assert len([1 for who, _ in mdb if who == "child"]) == 60
+        assert [n for who, n in mdb if who == thread] == list(range(500))
+    assert len([1 for who, _ in mdb if who == "child"]) == 2 * forks
 
 
 def test_a_fork_without_pythons_hooks_is_noticed(open_db, path):

@@ -19,12 +19,19 @@ from microdb.errors import (
     CorruptError,
     FailedError,
     LockTimeoutError,
-    ReentrantError,
     StorageError,
 )
 from microdb.files import File, Files
 from microdb.keys import PartitionKeys
-from microdb.locks import Held, WriteLock, be_absent, become_present, is_alone, shared_write_lock
+from microdb.locks import (
+    Held,
+    WriteLock,
+    be_absent,
+    become_present,
+    check_reentrance,
+    is_alone,
+    shared_write_lock,
+)
 from microdb.paths import Paths
 from microdb.wal import header
 from microdb.wal.format import DURABLE_BEFORE, HASH_BYTES, NO_SNAPSHOT, OFFSET_MAX, Position, head_of, split_head
@@ -89,7 +96,6 @@ class FileLog:
         self._lock_file: File | None = None
         self._current: LogFile | None = None
         self._looked_at_s = 0.0
-        self._appending = False
         self._is_followed = True
         self._home: tuple[int, int] | None = None
 
@@ -279,8 +285,7 @@ class FileLog:
             FailedError: The files were removed or replaced.
             ReentrantError: A signal handler got here from within an append.
         """
-        if self._appending:
-            raise ReentrantError("a signal handler called into a write that it had interrupted; write later")
+        check_reentrance(self.lock)
         if time.monotonic() - self._looked_at_s > _LOOK_EVERY_S:
             self._look()
         if self.words[DIRTY]:
@@ -337,7 +342,6 @@ class FileLog:
         if end.offset > OFFSET_MAX:
             raise StorageError(file.path, f"the log is full at {after.offset} bytes; save()", offset=after.offset)
         try:
-            self._appending = True
             words[DIRTY] = os.getpid()
             file.write_at(data, after.offset)
             if sync:
@@ -352,8 +356,6 @@ class FileLog:
                 words[DURABLE] = min(words[DURABLE], after.offset)
             words[DIRTY] = 0
             raise
-        finally:
-            self._appending = False
         return end
 
     def sync(self, head: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from microdb.locks import WriteLock
+from microdb.locks import WriteLock, check_reentrance
 from microdb.wal.format import Position
 from microdb.wal.header import HEAD, HEADER_BYTES
 from microdb.wal.log import Payload, Start
@@ -49,7 +49,8 @@ class MemoryLog:
         return (self._payloads if after.head != head else ()), self._end
 
     def prepare(self) -> None:
-        """Nothing can be left behind."""
+        """Nothing can be left behind, but a signal handler may have interrupted a write."""
+        check_reentrance(self.lock)
 
     def is_poisoned(self) -> bool:
         """Never."""
