@@ -68,6 +68,9 @@ class _Values(ValuesView[Record]):
     def __iter__(self) -> Iterator[Record]:
         return self._mapping.all()
 
+    def __contains__(self, value: object) -> bool:
+        return any(record == value for record in self)
+
 
 class _Items(ItemsView[Key, Record]):
     """The keys and records at one moment."""
@@ -267,6 +270,7 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
 
     def upsert_many(self, records: Iterable[Record]) -> None:
         """Upsert all or none: for a crash, for every reader, and for an error in any of them."""
+        self._settle_for_write(self._timeout_s)
         pairs = [self._upserting(record) for record in records]
         if pairs:
             self._commit([change for change, _ in pairs], [encoded for _, encoded in pairs])
@@ -302,6 +306,7 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         with self.lock():
             record = self.get(key)
             if record is not None:
+                key = self._keys.of(record)  # As it is stored: a key that equals it may be of a type that is not.
                 self._commit(((key, None),), (encode_delete(key),))
                 return record
         if default is self._MISSING:
@@ -374,7 +379,8 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
 
         Args:
             filename: Write them there instead, and leave the database as it is. None: the database's own file.
-            timeout: How many seconds to wait for another save to end; None: as long as the handle's own timeout says.
+            timeout: How many seconds to wait at most for another save to end, and for writers; None: as long as the
+                handle's own timeout says.
 
         Raises:
             ConflictError: The snapshot was edited since it was read, or another database lives at `filename`.
@@ -433,7 +439,7 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         if not isinstance(self._log, FileLog):
             raise TypeError("a table in memory has no file of its own; save(filename)")
         timeout_s = self._timeout_s if timeout is None else timeout
-        self._save(encode, timeout_s=self._timeout_s, save_timeout_s=timeout_s)
+        self._save(encode, timeout_s=timeout_s, save_timeout_s=timeout_s)
 
     def _is_own(self, filename: StrPath) -> bool:
         return isinstance(self._log, FileLog) and resolved(filename) == self._log.paths.snapshot

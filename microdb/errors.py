@@ -5,6 +5,7 @@ a reader expects. Each carries its facts as attributes and survives pickling. An
 never wrapped: it reaches the caller as it is.
 """
 
+import errno
 import os
 from typing import Any
 
@@ -83,7 +84,7 @@ class LockTimeoutError(MicroDBError, TimeoutError):
     """
 
     def __init__(self, path: str, timeout_s: float, owner_pid: int | None) -> None:
-        super().__init__(path, timeout_s, owner_pid)
+        super().__init__(errno.ETIMEDOUT, "the lock was not free in time", path)
         self.path = path
         self.timeout_s = timeout_s
         self.owner_pid = owner_pid
@@ -91,6 +92,9 @@ class LockTimeoutError(MicroDBError, TimeoutError):
     def __str__(self) -> str:
         holder = f"process {self.owner_pid} holds it" if self.owner_pid else "another process holds it"
         return f"{self.path}: not free within {self.timeout_s:g} s; {holder}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.timeout_s, self.owner_pid), self.__dict__
 
 
 class ClosedError(MicroDBError):

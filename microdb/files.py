@@ -53,8 +53,13 @@ class File:
         self.path = path
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it now. Only where no other thread can be using it; others just drop their reference."""
         if self.fd >= 0:
-            os.close(self.fd)
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer only at the end of the file."""

@@ -28,7 +28,6 @@ from microdb.errors import (
     LockTimeoutError,
     MicroDBError,
     ReadOnlyError,
-    RecordError,
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
@@ -52,6 +51,7 @@ _LOG: Final = logging.getLogger("microdb")
 NEVER: Final = -1
 _CLOSED: Final = -1
 _DETACHED: Final = 0
+_IS_CLOSED: Final = "this handle is closed; open another one"
 _CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
 
 
@@ -109,9 +109,10 @@ class Handle:
         self._applied = self._head = NEVER
         self._words = _CLOSED_WORDS
         self._pid = _DETACHED
-        with self._table_lock:
-            self._attach(timeout_s)
-        _handles[id(self)] = self
+        self._attaching = threading.Lock()
+        self._attach(timeout_s)
+        with _settling:
+            _handles[id(self)] = self
 
     # Fresh reads.
 
@@ -120,10 +121,8 @@ class Handle:
         self._settle()
         with self._table_lock:
             self._catch_up()
-            transaction = self._transaction
-            if transaction is not None and transaction.is_mine():
-                return transaction.get(key)
-            return self._records.get(key)
+            view = self._own_view()
+            return self._records.get(key) if view is None else view.get(key)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[Records]:
@@ -131,12 +130,21 @@ class Handle:
         self._settle()
         with self._table_lock:
             self._catch_up()
-            transaction = self._transaction
-            mine = transaction is not None and transaction.is_mine()
-            yield transaction.whole() if transaction is not None and mine else self._records
+            view = self._own_view()
+            yield self._records if view is None else view.whole()
+
+    def _own_view(self) -> Transaction | None:
+        transaction = self._transaction
+        return (
+            transaction
+            if transaction is not None and transaction.is_mine() and not transaction.is_inherited()
+            else None
+        )
 
     def _catch_up(self) -> None:
         """Apply what others have published. Under the table lock."""
+        if self._pid == _CLOSED:
+            raise ClosedError(_IS_CLOSED)
         if not self._log.is_followed() and self._log.must_attach_again():
             self._position = None
             self._attach(self._timeout_s)
@@ -184,27 +192,12 @@ class Handle:
         """Build the table anew. Under the table lock."""
         records: Records = {}
         if start.snapshot is not None:
-            self._load_snapshot(start.snapshot, records)
+            records = snapshot.load(start.snapshot, self._log.name, self._keys)
         for payload in start.payloads:
             apply(self._decoded(payload), records)
         self._records = records
         self._position = start.end
         self._reflect(start.head)
-
-    def _load_snapshot(self, data: bytes, records: Records) -> None:
-        name = self._log.name
-        for number, record in enumerate(snapshot.decode(data, name), 1):
-            try:
-                key = self._keys.checked(record)
-            except RecordError as error:
-                raise CorruptError(name, f"record {number}: {error}") from None
-            if key in records:
-                raise CorruptError(
-                    name,
-                    f"record {number} has the same key {key!r} as one before it; keep one of them, or see whether "
-                    f"partition_keys={list(self._keys.names)} is right",
-                )
-            records[key] = record
 
     # Appending.
 
@@ -225,26 +218,54 @@ class Handle:
         try:
             try:
                 self._waiting.append(commit)
-                left_s = lock.enter_queue(self._timeout_s)
+                left_s = self._enter_queue(commit, lock)
                 if not commit.done:
                     lock.acquire(left_s)
-                    # Inside lock() nobody else's changes may come between.
-                    alone = level.depth > 0
                     self._prepare_locked()
                     lock.writing = commit
-                    self._append_locked([commit] if alone else [one for one in self._waiting if not one.done])
+                    # Inside lock() nobody else's changes may come between.
+                    self._append_locked([commit] if level.depth > 0 else self._with_all_waiting(commit))
             finally:
                 self._leave(commit, lock, level)
         except BaseException:
             # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
             self._leave(commit, lock, level)
             raise
-        if self._position is not None and self._position.offset > self._save_above:
-            self._consider_save()
+        position = self._position
+        if position is not None and position.offset > self._save_above:
+            self._consider_save(position)
+
+    def _enter_queue(self, commit: _Commit, lock: WriteLock) -> float | None:
+        try:
+            return lock.enter_queue(self._timeout_s)
+        except LockTimeoutError:
+            if self._withdraw(commit):
+                raise
+            # Whoever is writing has taken it along: what becomes of it is known in a moment.
+            lock.enter_queue(None)
+            if commit.done:
+                return None
+            raise
+
+    def _with_all_waiting(self, commit: _Commit) -> list[_Commit]:
+        """This batch, and all that other threads have waiting; whoever waits for one of them leaves it to us now."""
+        self._withdraw(commit)
+        group = [commit]
+        with contextlib.suppress(IndexError):
+            while True:
+                group.append(self._waiting.popleft())
+        return group
+
+    def _withdraw(self, commit: _Commit) -> bool:
+        """Whether nobody had taken it yet."""
+        try:
+            self._waiting.remove(commit)
+        except ValueError:
+            return False
+        return True
 
     def _leave(self, commit: _Commit, lock: WriteLock, level: Level) -> None:
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(commit)
+        self._withdraw(commit)
         if lock.writing is commit:
             lock.writing = None
         lock.return_to(level)
@@ -272,7 +293,7 @@ class Handle:
     def _prepare_locked(self) -> None:
         """The table is up to date and the log may be appended to, or an error says why not."""
         if self._pid == _CLOSED:
-            raise ClosedError("this handle was closed meanwhile")
+            raise ClosedError(_IS_CLOSED)
         self._log.prepare()
         if self._log.is_poisoned():
             self._leave_poisoned_locked()
@@ -296,9 +317,9 @@ class Handle:
 
     @contextlib.contextmanager
     def _transact(self, timeout_s: float | None) -> Iterator[None]:
-        outer = self._transaction
-        if outer is not None and outer.is_mine():
-            mark = len(outer.changes)
+        outer = self._own_view()
+        if outer is not None:
+            mark = len(outer.pairs)
             try:
                 yield
             except BaseException:
@@ -309,17 +330,21 @@ class Handle:
             self._prepare_locked()
             transaction = Transaction(self._records)
             try:
-                self._transaction = transaction
-                self._head = NEVER
+                # A reader that saw none must not open the gate after this.
+                with self._table_lock:
+                    self._transaction = transaction
+                    self._head = NEVER
                 yield
             finally:
-                if not transaction.is_inherited():
-                    self._transaction = None
-                    self._open_gate()
+                with self._table_lock:
+                    if self._transaction is transaction:
+                        self._transaction = None
+                        self._open_gate()
             if transaction.is_inherited():
                 raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")
-            if transaction.changes:
-                self._append(join(transaction.encoded), transaction.changes)
+            if transaction.pairs:
+                changes, encoded = zip(*transaction.pairs, strict=True)
+                self._append(join(encoded), changes)
 
     def _refuse_in_transaction(self, what: str) -> None:
         transaction = self._transaction
@@ -330,6 +355,8 @@ class Handle:
 
     def capture(self) -> tuple[Sequence[Record], Position]:
         """Under the write lock: all records as of now, and the position that they reflect."""
+        if self._pid == _CLOSED:
+            raise ClosedError(_IS_CLOSED)
         self._log.prepare()
         with self._table_lock:
             if self._position is None:
@@ -337,24 +364,32 @@ class Handle:
             self._catch_up()
             if self._position is None:
                 raise AssertionError("whoever has caught up has a position")
-            return list(self._records.values()), self._position
+            # The position first: what a signal handler writes in between is then replayed, and not left out.
+            position = self._position
+            return list(self._records.values()), position
 
     def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:
         if isinstance(self._log, FileLog):
             save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
 
-    def _consider_save(self) -> None:
+    def _consider_save(self, position: Position) -> None:
         """Save in the background if the log is longer than twice the snapshot, too."""
-        if self._auto_save_bytes is None or self._position is None or not isinstance(self._log, FileLog):
+        if self._auto_save_bytes is None or not isinstance(self._log, FileLog):
             return
         identity = self._log.files.identity(self._log.paths.snapshot)
         bound = max(self._auto_save_bytes, 2 * identity.size if identity is not None else 0)
-        if self._position.offset <= bound:
-            self._save_above = bound
-        elif self._saver is None or not self._saver.is_alive():
-            self._save_above = self._position.offset + self._auto_save_bytes
-            self._saver = threading.Thread(target=self._auto_save, name="microdb-save")
-            self._saver.start()
+        with self._table_lock:
+            if position.offset <= bound:
+                self._save_above = bound
+            elif self._saver is None or not self._saver.is_alive():
+                self._save_above = position.offset + self._auto_save_bytes
+                saver = threading.Thread(target=self._auto_save, name="microdb-save")
+                try:
+                    saver.start()
+                except RuntimeError:
+                    _LOG.warning("%s: no thread can be started to save; the log goes on growing", self._log.name)
+                else:
+                    self._saver = saver
 
     def _auto_save(self) -> None:
         try:
@@ -364,8 +399,8 @@ class Handle:
                 return  # Another process has saved meanwhile.
             self._save(self._encode_as_found, timeout_s=self._timeout_s, save_timeout_s=0)
             self._save_above = self._auto_save_bytes or 0
-        except LockTimeoutError:
-            _LOG.debug("%s: another process is saving", self._log.name)
+        except (LockTimeoutError, ClosedError) as error:
+            _LOG.debug("%s: no automatic save: %s", self._log.name, error)
         except (OSError, MicroDBError):
             _LOG.warning("%s: the automatic save failed; the log goes on growing", self._log.name, exc_info=True)
 
@@ -384,11 +419,11 @@ class Handle:
         if self._pid == os.getpid():
             return
         if self._pid == _CLOSED:
-            raise ClosedError("this handle is closed; open another one")
+            raise ClosedError(_IS_CLOSED)
         with _settling:
             if self._pid not in (os.getpid(), _DETACHED):  # A fork in C, which calls no hooks.
-                locks.after_fork_in_child([])
-                self._after_fork_in_child()
+                locks.after_fork_in_child()
+                self._after_fork_in_child(is_sound=False)
 
     def _settle_for_write(self, timeout_s: float | None) -> None:
         """See that this handle may write, and has files and locks of its own in this process."""
@@ -396,27 +431,30 @@ class Handle:
         if self._read_only:
             raise ReadOnlyError("this handle was opened with read_only=True; open another one to write")
         if self._pid == _DETACHED:
-            with self._table_lock:
+            with self._attaching:
                 if self._pid == _DETACHED:
                     self._attach(timeout_s)
 
     def _attach(self, timeout_s: float | None) -> None:
-        """Open the files. Under the table lock; waits for the write lock."""
+        """Open the files. Waits for the write lock, so not under the table lock, which its owner may wait for."""
         start = self._log.attach(recover, timeout_s)
-        self._words = self._log.words
+        try:
+            with self._table_lock:
+                if start is not None:
+                    self._load(start)
+                elif self._position is None:
+                    self._load(self._log.load(timeout_s))
+                self._words = self._log.words
+        except BaseException:
+            # An error keeps its traceback, and with it the files: they must not look alive.
+            self._log.close()
+            raise
         self._pid = os.getpid()
-        if start is not None:
-            self._load(start)
-        elif self._position is None:
-            self._load(self._log.load())
 
     def _load_anew(self) -> None:
         """The table's position is lost, or what follows it is gone. Under the table lock."""
         self._position = None
-        if self._pid == _DETACHED:
-            self._attach(self._timeout_s)
-        else:
-            self._load(self._log.load())
+        self._load(self._log.load(None))
 
     def close(self) -> None:
         """Let go of the files. A save in the background is waited for. Closing twice does nothing.
@@ -433,15 +471,16 @@ class Handle:
         saver = self._saver
         if saver is not None and saver is not threading.current_thread():
             saver.join()
-        attached = self._pid == os.getpid()
-        self._pid = _CLOSED
-        self._head = NEVER
-        self._words = _CLOSED_WORDS
-        self._records = {}
-        if attached:
-            self._log.close()
-        else:
-            self._log.detach()
+        with self._table_lock:
+            attached = self._pid == os.getpid()
+            self._pid = _CLOSED
+            self._head = NEVER
+            self._words = _CLOSED_WORDS
+            self._records = {}
+            if attached:
+                self._log.close()
+            else:
+                self._log.detach()
 
     def _before_fork(self) -> None:
         self._table_lock.acquire()
@@ -449,47 +488,54 @@ class Handle:
     def _after_fork_in_parent(self) -> None:
         self._table_lock.release()
 
-    def _after_fork_in_child(self) -> None:
-        """Keep the table and its position. Files, locks, threads and transactions are the parent's."""
+    def _after_fork_in_child(self, *, is_sound: bool) -> None:
+        """Keep the table and its position, if no other thread was just changing it.
+
+        Files, locks and threads are the parent's. A transaction stays, to refuse what its block does here.
+        """
         self._table_lock = threading.RLock()
+        self._attaching = threading.Lock()
         self._waiting = deque()
         self._saver = None
-        self._transaction = None
-        if self._pid != _CLOSED:
-            self._pid = _DETACHED
-            self._log.detach()
-            self._open_gate()
+        if self._pid == _CLOSED:
+            return
+        self._pid = _DETACHED
+        self._log.detach()
+        if not is_sound:
+            self._position = None
+            self._applied = NEVER
+        self._open_gate()
 
 
 _handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 _settling = threading.Lock()
-_taken: list[tuple[WriteLock, Level]] = []
-_stopped: list[Handle] = []
+_stopped: dict[int, list[Handle]] = {}
+"""The handles whose tables a thread that forks has stopped."""
 
 
 def _before_fork() -> None:
-    _taken[:] = locks.before_fork()
-    _stopped[:] = _handles.values()
-    for handle in _stopped:
+    """Stop all tables where they are whole. A write that is under way in another thread goes on in the parent alone."""
+    with _settling:
+        handles = list(_handles.values())
+    stopped = _stopped[threading.get_ident()] = []
+    for handle in handles:
         handle._before_fork()  # noqa: SLF001  # Same module.
+        stopped.append(handle)
 
 
 def _after_fork_in_parent() -> None:
-    for handle in _stopped:
+    for handle in _stopped.pop(threading.get_ident()):
         handle._after_fork_in_parent()  # noqa: SLF001  # Same module.
-    locks.after_fork_in_parent(_taken)
-    _taken.clear()
-    _stopped.clear()
 
 
 def _after_fork_in_child() -> None:
     global _settling  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
     _settling = threading.Lock()
-    locks.after_fork_in_child(_taken)
-    for handle in _stopped:
-        handle._after_fork_in_child()  # noqa: SLF001  # Same module.
-    _taken.clear()
+    locks.after_fork_in_child()
+    stopped = _stopped.pop(threading.get_ident())
     _stopped.clear()
+    for handle in list(_handles.values()):
+        handle._after_fork_in_child(is_sound=any(one is handle for one in stopped))  # noqa: SLF001  # Same module.
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

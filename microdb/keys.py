@@ -2,6 +2,7 @@
 
 import datetime as dt
 import uuid
+import zoneinfo
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from types import NoneType
@@ -13,8 +14,12 @@ __all__ = ["Key", "PartitionKeys"]
 
 Key = tuple[Any, ...]
 
-_PLAIN: Final = frozenset({NoneType, bool, int, str, bytes, dt.date, dt.datetime, dt.timedelta, uuid.UUID})
+_PLAIN: Final = frozenset({NoneType, bool, int, str, bytes, dt.date, dt.timedelta, uuid.UUID})
 """Types of which every value is hashable and equal to itself, by whatever way it came."""
+
+
+NAMES_CHARS_MAX: Final = 8_000
+"""The names stand in the header of every log, where 64 KiB are the most that is read."""
 
 
 class PartitionKeys:
@@ -35,6 +40,10 @@ class PartitionKeys:
         for name in self.names:
             if type(name) is not str:
                 raise TypeError(f"partition_keys is a list of field names, found {name!r}")
+            if not _is_utf8(name):
+                raise ValueError(f"partition_keys: {name!a} has no UTF-8 form")
+        if sum(map(len, self.names)) > NAMES_CHARS_MAX:
+            raise ValueError(f"partition_keys: together longer than {NAMES_CHARS_MAX} characters")
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"partition_keys names one or more different fields, found {list(self.names)!r}")
         self._single: Final = self.names[0] if len(self.names) == 1 else None
@@ -66,6 +75,14 @@ class PartitionKeys:
         return key
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check(value: Any, path: str) -> None:
     try:
         hash(value)
@@ -74,6 +91,10 @@ def _check(value: Any, path: str) -> None:
         raise RecordError(path, f"a key field cannot hold a {found}; use a str, a number or a tuple of such") from None
     if value != value:  # noqa: PLR0124  # Only a nan differs from itself.
         raise RecordError(path, "a key field cannot hold nan, which equals nothing; leave the field out or use None")
+    zone = getattr(value, "tzinfo", None)
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone is not zoneinfo.ZoneInfo(zone.key):
+        # In a fold or a gap it would not equal the same moment of the zone that everybody else reads back.
+        raise RecordError(path, "a key field cannot hold a private ZoneInfo; use ZoneInfo(key)")
     if isinstance(value, tuple | frozenset):
         for item in value:
             _check(item, path)

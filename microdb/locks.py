@@ -28,10 +28,8 @@ __all__ = [
     "Level",
     "WriteLock",
     "after_fork_in_child",
-    "after_fork_in_parent",
     "be_absent",
     "become_present",
-    "before_fork",
     "check_reentrance",
     "is_alone",
     "save_lock",
@@ -53,13 +51,13 @@ _every_lock: weakref.WeakSet["WriteLock"] = weakref.WeakSet()
 
 
 class Level(NamedTuple):
-    """How often a thread is in the queue of a lock, and how often it has taken it."""
+    """Whether a thread is in the queue of a lock, and how often it has taken the lock."""
 
-    entries: int
+    is_queued: bool
     depth: int
 
 
-_FREE: Final = Level(0, 0)
+_OUTSIDE: Final = Level(is_queued=False, depth=0)
 
 
 class WriteLock:
@@ -67,8 +65,8 @@ class WriteLock:
 
     A queue of the threads of this process stands in front of the lock on the file. Whoever takes the lock, or enters
     the queue, notes the level before and returns to it at the end, which does no harm twice. So an interrupt at any
-    place leaves nothing held, if it is met with one more return. For the same reason the thread lock and the note who
-    has it change on one line each: no signal handler runs between them.
+    place leaves nothing held, if it is met with one more return. Who is first in the queue only the thread lock itself
+    knows: a signal handler may run between taking it and any note of that.
 
     Attributes:
         depth: How often the thread that holds it has taken it.
@@ -79,25 +77,27 @@ class WriteLock:
         """A lock on `file`; None: only among threads."""
         self._file = file
         self._owner_words: memoryview | None = None
+        self._tells_owner = False
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
-        self._thread: int | None = None
-        self._entries = 0
+        self._threads = threading.RLock()
         self.depth = 0
         self.writing: object | None = None
         _every_lock.add(self)
 
-    def tell_owner_in(self, words: memoryview) -> None:
-        """From now on, each holder writes its pid into ``words[0]``."""
-        self._owner_words = words
+    def tell_owner_in(self, words: memoryview | None) -> None:
+        """From now on each holder writes its pid into ``words[0]``, if that may be written, and errors name it."""
+        if words is not None and (self._owner_words is None or self._owner_words.readonly):
+            self._owner_words = words
+            self._tells_owner = not words.readonly
 
     def is_mine(self) -> bool:
         """Whether the calling thread holds it, or is first in its queue."""
-        return self._thread == threading.get_ident()
+        # As `threading.Condition` asks it.
+        return self._threads._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001
 
     def level(self) -> Level:
         """Where the calling thread stands."""
-        return Level(self._entries, self.depth) if self.is_mine() else _FREE
+        return Level(is_queued=True, depth=self.depth) if self.is_mine() else _OUTSIDE
 
     def enter_queue(self, timeout_s: float | None) -> float | None:
         """Exclude the other threads of this process alone, to see whether the lock is needed at all.
@@ -108,18 +108,15 @@ class WriteLock:
         Raises:
             LockTimeoutError: They did not let it in within `timeout_s` seconds (None: for ever).
         """
-        me = threading.get_ident()
-        if self._thread == me:
-            self._entries += 1
+        if self.is_mine():
             return timeout_s
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        wait_s = -1 if timeout_s is None else max(timeout_s, 0)
-        # fmt: off
-        if self._mutex.acquire(timeout=wait_s): self._thread, self._entries = me, 1  # noqa: E701  # See the class.
-        # fmt: on
-        else:
+        if timeout_s is None:
+            self._threads.acquire()
+            return None
+        deadline = time.monotonic() + timeout_s
+        if not self._threads.acquire(timeout=min(max(timeout_s, 0), threading.TIMEOUT_MAX)):
             raise self._timeout(timeout_s)
-        return None if deadline is None else max(deadline - time.monotonic(), 0)
+        return max(deadline - time.monotonic(), 0)
 
     def acquire(self, timeout_s: float | None = None) -> None:
         """Wait until it is free, at most `timeout_s` seconds (None: for ever), and take it.
@@ -140,7 +137,7 @@ class WriteLock:
 
     def release(self) -> None:
         """Undo one `acquire` of this thread."""
-        self.return_to(Level(self._entries - 1, self.depth - 1))
+        self.return_to(Level(is_queued=self.depth > 1, depth=self.depth - 1))
 
     def return_to(self, level: Level) -> None:
         """Undo what this thread has taken since it stood at `level`."""
@@ -150,11 +147,8 @@ class WriteLock:
             self.writing = None
             self._unlock_file()
         self.depth = level.depth
-        self._entries = level.entries
-        if level.entries == 0:
-            # fmt: off
-            self._thread = None; self._mutex.release()  # noqa: E702  # See the class.
-            # fmt: on
+        while not level.is_queued and self.is_mine():
+            self._threads.release()
 
     def _lock_file(self, file: File, left_s: float | None, timeout_s: float | None) -> None:
         try:
@@ -164,8 +158,8 @@ class WriteLock:
                 _flock(file.fd, _EXCLUSIVE)
             else:
                 self._poll(file, time.monotonic() + left_s, timeout_s)
-        if self._owner_words is not None:
-            self._owner_words[0] = self._pid
+        if self._tells_owner:
+            self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
 
     def _poll(self, file: File, deadline: float, timeout_s: float | None) -> None:
         pause_s = _PAUSE_S_MIN
@@ -184,14 +178,20 @@ class WriteLock:
         if self._file is not None and self._pid == os.getpid():
             _flock(self._file.fd, _UNLOCK)
 
-    def _forget(self, level: Level) -> None:
+    def _forget(self) -> None:
         """In a child: let go of the file without unlocking it. Blocks that began in the parent still end here."""
+        level = self.level()
+        if self._file is not None:
+            self._file.close()
         self._file = None
         self._owner_words = None
+        self._tells_owner = False
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
-        self._entries, self.depth = level
-        self._thread = threading.get_ident() if level.entries and self._mutex.acquire() else None
+        self._threads = threading.RLock()
+        self.depth = level.depth
+        self.writing = None
+        if level.is_queued:
+            self._threads.acquire()
 
     def _timeout(self, timeout_s: float | None) -> LockTimeoutError:
         owner = self._owner_words[0] if self._owner_words is not None else None
@@ -243,43 +243,27 @@ def shared_write_lock(file: File) -> WriteLock:
         return lock
 
 
-def before_fork() -> list[tuple[WriteLock, Level]]:
-    """Wait until no other thread of this process holds a write lock, and keep it so. Gives what to undo."""
-    taken = [(lock, lock.level()) for lock in _every_lock]
-    for lock, _ in taken:
-        lock.enter_queue(None)
-    return taken
-
-
-def after_fork_in_parent(taken: list[tuple[WriteLock, Level]]) -> None:
-    """Undo `before_fork`."""
-    for lock, level in taken:
-        lock.return_to(level)
-
-
-def after_fork_in_child(taken: list[tuple[WriteLock, Level]]) -> None:
-    """The locks that a child inherits are its parent's: forget them. Handles attach to new ones.
-
-    Args:
-        taken: What `before_fork` gave; nothing, if the fork called no hooks.
-    """
+def after_fork_in_child() -> None:
+    """The locks that a child inherits are its parent's: forget them. Handles attach to new ones."""
     global _write_locks_guard  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
     _write_locks_guard = threading.Lock()
-    levels = dict(taken)
     for lock in list(_every_lock):
         if lock._pid != os.getpid():  # noqa: SLF001  # Same module.
-            lock._forget(levels.get(lock) or lock.level())  # noqa: SLF001  # Same module.
+            lock._forget()  # noqa: SLF001  # Same module.
             for identity in [identity for identity, one in _write_locks.items() if one is lock]:
                 del _write_locks[identity]
 
 
 def is_alone(file: File) -> bool:
-    """Whether nobody is present on `file`. If so, nobody can become present until `become_present` or the close."""
-    try:
-        _flock(file.fd, _EXCLUSIVE_NOW)
-    except BlockingIOError:
-        return False
-    return True
+    """Whether nobody else is present on `file`. Under the write lock, which keeps others from becoming it meanwhile."""
+    for _ in range(2):
+        with contextlib.suppress(BlockingIOError):
+            _flock(file.fd, _EXCLUSIVE_NOW)
+            return True
+        # A recoverer that is just dying may have let go of the write lock and not yet of this one, which nobody else
+        # takes exclusively: wait until it is gone, and look once more.
+        _flock(file.fd, _SHARED)
+    return False
 
 
 def become_present(file: File) -> None:

@@ -6,13 +6,15 @@ lock              locked by whoever writes
 save.lock         one save at a time
 GENERATION.log    the log that follows the snapshot
 GENERATION.history  a log before it, kept for slow readers
-GENERATION-OFFSET.torn  bytes that recovery cut from a log, at that offset in hex
+GENERATION-OFFSET-NUMBER.torn  bytes that recovery cut from a log, at that offset in hex
 *.tmp             what a save has not finished; of a dead saver, if nobody saves
 """
 
+import itertools
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Final
 
 from microdb.errors import StrPath
@@ -52,13 +54,15 @@ class Paths:
         """The same log once a later generation has taken over."""
         return os.path.join(self.folder, f"{generation:010}.history")
 
-    def torn(self, generation: int, offset: int) -> str:
-        """Where recovery keeps what it cuts from a log at `offset`."""
-        return os.path.join(self.folder, f"{generation:010}-{offset:08x}.torn")
+    def torn(self, generation: int, offset: int) -> Iterator[str]:
+        """Where recovery may keep what it cuts from a log at `offset`: one name for each time."""
+        name = f"{generation:010}-{offset:08x}"
+        return (os.path.join(self.folder, f"{name}-{number}.torn") for number in itertools.count(1))
 
-    def temporary(self) -> str:
-        """A name that nobody else uses."""
-        return os.path.join(self.folder, f"{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    def temporary(self, *, inside_lock: bool) -> str:
+        """A name that nobody else uses, for whoever holds the write lock all the time, or the save lock."""
+        kind = "lock" if inside_lock else "save"
+        return os.path.join(self.folder, f"{os.getpid()}-{secrets.token_hex(8)}.{kind}.tmp")
 
     def export(self, target: str) -> str:
         """A name that nobody else uses, beside `target`."""
@@ -71,6 +75,6 @@ class Paths:
         return int(match[1]) if match and match[2] == kind else None
 
     @staticmethod
-    def is_temporary(name: str) -> bool:
-        """Whether a name in the folder is that of an unfinished file."""
-        return name.endswith(".tmp")
+    def is_temporary(name: str, *, inside_lock: bool) -> bool:
+        """Whether a name in the folder is that of an unfinished file, made as `temporary` says."""
+        return name.endswith(".lock.tmp" if inside_lock else ".save.tmp")

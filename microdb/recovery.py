@@ -5,8 +5,10 @@ was acknowledged, and what of it is missing now was lost. It never makes recover
 """
 
 import logging
+import os
 from typing import Final, NamedTuple
 
+from microdb import snapshot
 from microdb.errors import ConflictError, CorruptError
 from microdb.files import File
 from microdb.wal import header
@@ -48,6 +50,14 @@ class Scanned(NamedTuple):
         return self.data[self.run.end.offset - self.log.header.end :]
 
 
+class Head(NamedTuple):
+    """Up to where everything was acknowledged, as the page of this run of the machine says, and of which log."""
+
+    generation: int
+    offset: int
+    salt: bytes
+
+
 class Found(NamedTuple):
     """What stands on the disk.
 
@@ -56,8 +66,7 @@ class Found(NamedTuple):
         hash: What binds a log to it.
         logs: The logs, oldest first; not those that are history.
         newest: The highest generation ever used, history included.
-        head: Generation and end up to which the page of this run of the machine says that all was acknowledged; None
-            where there is no such page.
+        head: What the page says; None where it is not one of this run of the machine.
         is_new: Whether no log was ever published here.
         boot_id: Of this run of the machine.
     """
@@ -66,7 +75,7 @@ class Found(NamedTuple):
     hash: bytes
     logs: list[Scanned]
     newest: int
-    head: tuple[int, int] | None
+    head: Head | None
     is_new: bool
     boot_id: bytes
 
@@ -98,6 +107,8 @@ def recover(log: FileLog, header_file: File | None) -> Start:
     """
     found = scan(log, header_file)
     decision = decide(found, log)
+    if decision.chosen is None and found.snapshot is not None:
+        snapshot.load(found.snapshot, log.name, log.keys)  # Refuse it before a log follows it.
     if log.read_only:
         return _start_read_only(found, decision, log)
     return apply(found, decision, log, header_file)
@@ -106,21 +117,26 @@ def recover(log: FileLog, header_file: File | None) -> Start:
 def scan(log: FileLog, header_file: File | None) -> Found:
     """Look at everything."""
     file = log.files.open_if_exists(log.paths.snapshot)
-    snapshot = None if file is None else file.read_all()
+    data = None if file is None else file.read_all()
     exists = log.files.identity(log.paths.folder) is not None
     generations = log.generations("log") if exists else []
     history = log.generations("history") if exists else []
     boot_id = log.files.boot_id()
     current = header_file is not None and header.is_current(log.words, header_file, boot_id)
     return Found(
-        snapshot=snapshot,
-        hash=snapshot_hash(snapshot),
+        snapshot=data,
+        hash=snapshot_hash(data),
         logs=[_scan_log(log, generation) for generation in generations],
         newest=max(generations + history, default=0),
-        head=split_head(log.words[HEAD]) if current else None,
+        head=_head(log) if current else None,
         is_new=not (generations or history or log.words[HEAD]),
         boot_id=boot_id,
     )
+
+
+def _head(log: FileLog) -> Head:
+    generation, offset = split_head(log.words[HEAD])
+    return Head(generation, offset, header.salt_of(log.words, generation))
 
 
 def _scan_log(log: FileLog, generation: int) -> Scanned:
@@ -143,7 +159,7 @@ def decide(found: Found, log: FileLog) -> Decision:
         return Decision(None)
     bound = [one for one in found.logs if one.log.header.snapshot_hash == found.hash]
     chosen = max(bound, key=lambda one: (one.run.end.sequence, one.generation), default=None)
-    if chosen is None or (found.head is not None and found.head[0] > chosen.generation):
+    if chosen is None or (found.head is not None and found.head.generation > chosen.generation):
         return _decide_edited(found, log)
     newer = tuple(one for one in found.logs if one.generation > chosen.generation)
     if any(one.run.end.sequence > chosen.run.end.sequence for one in newer):
@@ -161,7 +177,7 @@ def _decide_edited(found: Found, log: FileLog) -> Decision:
             f"the snapshot is gone, and {newest.log.file.path} follows one. Put it back; or {_REPAIR}",
         )
     holds_changes = any(one.data for one in found.logs)
-    if holds_changes or (found.head is not None and found.head > (newest.generation, newest.log.header.end)):
+    if holds_changes or (found.head is not None and found.head[:2] > (newest.generation, newest.log.header.end)):
         raise ConflictError(
             f"{log.paths.snapshot}: edited or replaced, while {newest.log.file.path} holds changes to the old one. "
             "Put the old one back and save() before you edit; or `microdb repair` takes either side into a new database"
@@ -172,9 +188,13 @@ def _decide_edited(found: Found, log: FileLog) -> Decision:
 
 def _check_damage(found: Found, chosen: Scanned) -> None:
     """Raise if anything acknowledged, or fsynced, is not there. What remains is a tail that may be cut."""
-    end = chosen.run.end
-    if found.head is not None and found.head > (chosen.generation, end.offset):
-        raise _rot(chosen, f"{chosen.run.reason or 'the log ends here'}, and was published up to {found.head[1]}")
+    end, head = chosen.run.end, found.head
+    if head is not None and head.generation == chosen.generation and head.salt != chosen.log.header.salt:
+        raise CorruptError(
+            chosen.log.file.path, f"not the log that was written here, but that of another database. {_REPAIR}"
+        )
+    if head is not None and head[:2] > (chosen.generation, end.offset):
+        raise _rot(chosen, f"{chosen.run.reason or 'the log ends here'}, and was published up to {head.offset}")
     if chosen.run.reason is None:
         return
     try:
@@ -200,31 +220,36 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
     """Carry the decision out. Interrupted anywhere, it is decided the same way again."""
     if header_file is None:
         raise AssertionError("only a read-only handle comes without a header")
+    # Whoever made or renamed these may have died before it could.
+    log.files.sync_folder(log.paths.parent)
     chosen = decision.chosen
     torn = chosen is not None and chosen.run.reason is not None
     poisoned = log.words[POISONED] if found.head is not None else 0
     if chosen is None:
-        payloads, end = [], _begin(found, decision, log)
+        payloads = []
+        end, salt = _begin(found, decision, log)
     else:
         if torn:
             _cut(chosen, log)
-        payloads, end = chosen.run.payloads, chosen.run.end
+        payloads, end, salt = chosen.run.payloads, chosen.run.end, chosen.log.header.salt
     for dead in decision.dead:
         log.files.unlink(dead.log.file.path)
-    for name in filter(log.paths.is_temporary, log.files.names(log.paths.folder)):
-        log.files.unlink(f"{log.paths.folder}/{name}")
-    header.rebuild(log.words, header_file, found.boot_id, head=end.head, poisoned=poisoned)
+    for inside_lock in (False, True):
+        log.remove_temporaries(inside_lock=inside_lock)
+    header.rebuild(log.words, header_file, found.boot_id, end=end, salt=salt, poisoned=poisoned)
     if torn:
         log.words[TORN] += 1
     log.retire(end.generation - 1)
     return Start(found.snapshot, payloads, end, end.head)
 
 
-def _begin(found: Found, decision: Decision, log: FileLog) -> Position:
-    """A new log that follows the snapshot as it is."""
+def _begin(found: Found, decision: Decision, log: FileLog) -> tuple[Position, bytes]:
+    """A new log that follows the snapshot as it is: its end and its salt."""
     generation = found.newest + 1
+    if found.snapshot is not None:
+        log.files.open(log.paths.snapshot).sync()  # Written by hand, or by whatever program.
     opened, end = create_log(
-        log.paths,
+        log.paths.temporary(inside_lock=True),
         log.files,
         generation=generation,
         base_sequence=decision.base_sequence,
@@ -235,17 +260,18 @@ def _begin(found: Found, decision: Decision, log: FileLog) -> Position:
     log.files.sync_folder(log.paths.folder)
     if found.logs:
         _LOG.warning("%s: edited by hand; the new content is taken over", log.paths.snapshot)
-    return end
+    return end, opened.header.salt
 
 
 def _cut(chosen: Scanned, log: FileLog) -> None:
     """Keep a torn tail aside, and cut it off."""
     end = chosen.run.end
-    kept = log.paths.torn(chosen.generation, end.offset)
-    log.files.unlink(kept)
-    file = log.files.create(kept)
-    file.write_at(chosen.tail, 0)
-    file.sync()
+    taken = log.files.names(log.paths.folder)
+    kept = next(path for path in log.paths.torn(chosen.generation, end.offset) if os.path.basename(path) not in taken)
+    aside = log.files.create(log.paths.temporary(inside_lock=True))
+    aside.write_at(chosen.tail, 0)
+    aside.sync()
+    log.files.rename(aside.path, kept)
     log.files.sync_folder(log.paths.folder)
     chosen.log.file.truncate(end.offset)
     chosen.log.file.sync_data()

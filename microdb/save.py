@@ -54,6 +54,7 @@ class _Draft(NamedTuple):
         end: The position at its end.
         covers: The same place in the old log.
         replaces: Which file the old snapshot is; None if there is none.
+        replaces_hash: The hash of what is in it.
     """
 
     snapshot: File
@@ -61,6 +62,7 @@ class _Draft(NamedTuple):
     end: Position
     covers: Position
     replaces: Identity | None
+    replaces_hash: bytes
 
 
 def save(
@@ -78,39 +80,47 @@ def save(
         OSError: Nothing was changed; unless the very last fsync failed: then the new snapshot is in place, perhaps not
             for ever, and the next write begins with another save.
     """
-    with contextlib.nullcontext() if log.lock.is_mine() else save_lock(log.paths.save_lock, save_timeout_s):
+    log.look()
+    is_inside = log.lock.is_mine()
+    with contextlib.nullcontext() if is_inside else save_lock(log.paths.save_lock, save_timeout_s):
+        # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
+        log.remove_temporaries(inside_lock=is_inside)
         with Held(log.lock, timeout_s):
             records, start = source.capture()
         pieces = encode(records)
         temporaries: list[str] = []
         try:
-            draft = _draft(log, pieces, start, temporaries)
+            draft = _draft(log, pieces, start, temporaries, is_inside=is_inside)
             if draft is None:
                 return False
             with Held(log.lock, timeout_s):
-                return _switch(log, draft)
+                try:
+                    return _switch(log, draft)
+                finally:
+                    log.lock.writing = None
         finally:
             for path in temporaries:
                 log.files.unlink(path)
 
 
-def _draft(log: FileLog, pieces: Iterable[bytes], start: Position, temporaries: list[str]) -> _Draft | None:
+def _draft(
+    log: FileLog, pieces: Iterable[bytes], start: Position, temporaries: list[str], *, is_inside: bool
+) -> _Draft | None:
     """Steps 1 and 2; None if the generation moved meanwhile."""
+    snapshot_path, log_path = (log.paths.temporary(inside_lock=is_inside) for _ in range(2))
     old = log.files.open_if_exists(log.paths.snapshot)
     replaces = None if old is None else old.identity()
     found = NO_SNAPSHOT if old is None else old.digest(HASH_BYTES)
-    snapshot, new_hash = _write_aside(log.files, log.paths.temporary(), pieces, log.paths.snapshot, temporaries)
+    snapshot, new_hash = _write_aside(log.files, snapshot_path, pieces, log.paths.snapshot, temporaries)
     try:
-        expected = log.open_generation(start.generation).header.snapshot_hash
+        _sync_old(log, log.open_generation(start.generation))
         payloads, covers = log.read(start, log.words[HEAD])
     except GoneError:
         return None
     if covers.generation != start.generation:
         return None
-    if found != expected:
-        raise _edited(log)
     new, end = create_log(
-        log.paths,
+        log_path,
         log.files,
         generation=start.generation + 1,
         base_sequence=start.sequence,
@@ -119,43 +129,51 @@ def _draft(log: FileLog, pieces: Iterable[bytes], start: Position, temporaries: 
         payloads=payloads,
     )
     temporaries.append(new.file.path)
-    return _Draft(snapshot, new, end, covers, replaces)
+    return _Draft(snapshot, new, end, covers, replaces, found)
 
 
 def _switch(log: FileLog, draft: _Draft) -> bool:
     """Steps 3 to 5; False if the generation moved meanwhile."""
     log.prepare()
+    log.lock.writing = draft
     head = log.words[HEAD]
     if split_head(head)[0] != draft.covers.generation:
         return False
-    if log.files.identity(log.paths.snapshot) != draft.replaces:
+    old = log.open_generation(draft.covers.generation)
+    is_known = draft.replaces_hash == old.header.snapshot_hash
+    if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)
     payloads, _ = log.read(draft.covers, head)
     frames, end = write_frames(payloads, draft.end)
     if frames:
         draft.log.file.write_at(frames, draft.end.offset)
         draft.log.file.sync()
+    _sync_old(log, old)
+    salt = draft.log.header.salt
     in_place = False
     try:
-        log.lock.writing = draft
         log.words[DIRTY] = os.getpid()
         log.files.rename(draft.log.file.path, log.paths.log(end.generation))
         log.files.sync_folder(log.paths.folder)
         log.files.rename(draft.snapshot.path, log.paths.snapshot)
         in_place = True
         log.files.sync_folder(log.paths.parent)
-        log.publish_generation(end.generation, end.offset)
+        log.publish_generation(end.generation, end.offset, salt)
         log.words[DIRTY] = 0
     except BaseException as error:
         if in_place and isinstance(error, OSError) and log.words[HEAD] == head:
-            log.publish_generation(end.generation, end.offset, poisoned=True)
+            log.publish_generation(end.generation, end.offset, salt, poisoned=True)
             log.words[DIRTY] = 0
         else:
             log.repair()
         raise
-    finally:
-        log.lock.writing = None
     return True
+
+
+def _sync_old(log: FileLog, old: LogFile) -> None:
+    """Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them."""
+    if not log.is_poisoned():
+        log.sync_file(old)
 
 
 def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from microdb import json_values, literals
 from microdb.errors import CorruptError, GridError, RecordError
+from microdb.keys import Key, PartitionKeys
 from microdb.values import Record, checked
 
 if TYPE_CHECKING:
     import msgspec
 
-__all__ = ["decode", "encode_grid", "encode_list", "grid", "is_grid"]
+__all__ = ["decode", "encode_grid", "encode_list", "grid", "is_grid", "load"]
 
 CHUNK_RECORDS: Final = 1_000
 BOM: Final = b"\xef\xbb\xbf"
@@ -96,6 +97,28 @@ def decode(data: bytes, path: str) -> list[Record]:
     except ValueError as error:
         return _from_literals(data, path, error)
     return _from_json(found, body, path)
+
+
+def load(data: bytes, path: str, keys: PartitionKeys) -> dict[Key, Record]:
+    """The records of a snapshot by their keys.
+
+    Raises:
+        CorruptError: As `decode`; or a record has no key, or that of another one.
+    """
+    records: dict[Key, Record] = {}
+    for number, record in enumerate(decode(data, path), 1):
+        try:
+            key = keys.checked(record)
+        except RecordError as error:
+            raise CorruptError(path, f"record {number}: {error}; {REMEDY}") from None
+        if key in records:
+            raise CorruptError(
+                path,
+                f"record {number} has the same key {key!r} as one before it; keep one of them, or see whether "
+                f"partition_keys={list(keys.names)} is right",
+            )
+        records[key] = record
+    return records
 
 
 def is_grid(head: bytes) -> bool:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 from microdb.changes import Change
+from microdb.errors import TransactionError
 from microdb.keys import Key
 from microdb.table import Records, apply
 from microdb.values import Record
@@ -19,13 +20,11 @@ class Transaction:
     look-ups at most. The first read of the whole table costs a copy of the map, later ones nothing more.
 
     Attributes:
-        changes: What it will do, in order.
-        encoded: The same, as the log will hold it.
+        pairs: What it will do, in order: each change, and the same as the log will hold it.
     """
 
     def __init__(self, records: Records) -> None:
-        self.changes: list[Change] = []
-        self.encoded: list[bytes] = []
+        self.pairs: list[tuple[Change, bytes]] = []
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._records = records
@@ -34,7 +33,7 @@ class Transaction:
         self._whole: Records | None = None
 
     def is_mine(self) -> bool:
-        """Whether the calling thread began it."""
+        """Whether the calling thread began it, or the thread of the parent that this one was forked from."""
         return self._thread == threading.get_ident()
 
     def is_inherited(self) -> bool:
@@ -42,26 +41,38 @@ class Transaction:
         return self._pid != os.getpid()
 
     def add(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> None:
-        """Take changes in."""
-        self.changes += changes
-        self.encoded += encoded
+        """Take changes in, all or none.
+
+        Raises:
+            TransactionError: It was inherited by a fork.
+        """
+        if self.is_inherited():
+            raise TransactionError("inside a transaction that began before a fork, and is the parent's")
+        mark = len(self.pairs)
+        try:
+            self.pairs += zip(changes, encoded, strict=True)
+            self._overlay(changes)
+            if self._whole is not None:
+                apply(changes, self._whole)
+        except BaseException:
+            self.rewind(mark)
+            raise
+
+    def _overlay(self, changes: Sequence[Change]) -> None:
         for key, record in changes:
             if key is None:
                 self._is_cleared = True
                 self._own.clear()
             else:
                 self._own[key] = record
-        if self._whole is not None:
-            apply(changes, self._whole)
 
     def rewind(self, length: int) -> None:
         """Forget all changes behind the first `length`: an inner block failed."""
-        changes, encoded = self.changes[:length], self.encoded[:length]
-        self.changes, self.encoded = [], []
+        del self.pairs[length:]
+        self._whole = None
         self._own = {}
         self._is_cleared = False
-        self._whole = None
-        self.add(changes, encoded)
+        self._overlay([change for change, _ in self.pairs])
 
     def rebase(self, records: Records) -> None:
         """The table below changed: the same thread wrote through another handle."""
@@ -78,5 +89,5 @@ class Transaction:
         """The table as it will be."""
         if self._whole is None:
             self._whole = self._records.copy()
-            apply(self.changes, self._whole)
+            apply([change for change, _ in self.pairs], self._whole)
         return self._whole

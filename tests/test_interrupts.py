@@ -80,7 +80,7 @@ def test_an_interrupt_at_any_line_leaves_memory_as_the_disk_and_nothing_locked(t
     while True:
         number += step
         path = tmp_path / f"{number}.json"
-        mdb, other = (microdb.MicroDB(path, ["id"], timeout=1) for _ in range(2))
+        mdb, other = (microdb.MicroDB(path, ["id"], timeout=5) for _ in range(2))
         mdb.upsert(A)
         other.upsert_many([{"id": "c"}, {"id": "d"}])
         came = interrupted(functools.partial(body, mdb), number)
@@ -98,11 +98,11 @@ def check_in_another_thread(mdb, other, path):
 
     def check():
         try:
-            with microdb.MicroDB(path, ["id"], timeout=1) as third:
+            with microdb.MicroDB(path, ["id"], timeout=5) as third:
                 assert list(mdb.items()) == list(other.items()) == list(third.items())
                 third.upsert({"id": "third"})
                 mdb.upsert({"id": "again"})
-                mdb.save(timeout=1)
+                mdb.save(timeout=5)
                 assert list(mdb.items()) == list(other.items()) == list(third.items())
         except BaseException as error:
             failures.append(error)

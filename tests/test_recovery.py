@@ -183,7 +183,7 @@ def test_a_newer_version_is_not_called_corrupt(ten, open_db):
 
 
 def test_what_a_dead_saver_left_is_removed(ten, open_db):
-    (ten.folder / "123-abc.tmp").write_bytes(b"half a snapshot")
+    (ten.folder / "123-abc.save.tmp").write_bytes(b"half a snapshot")
     dead = ten.log(2)
     shutil.copy(ten.log(), dead)
     data = bytearray(dead.read_bytes()[: ten.frames()[0][0]])

@@ -10,8 +10,8 @@ A value that msgpack does not know, or would give back as another type, is an ex
 in `values.FORMS` and whose data is the form's plain value, packed.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgpack
@@ -19,7 +19,7 @@ import msgpack
 from microdb.changes import Change
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import FLAT, FORMS, Nested, Record, checked
+from microdb.values import DEPTH_MAX, FLAT, FORMS, Nested, Record, checked
 from microdb.wal.format import PAYLOAD_BYTES_MAX
 
 __all__ = [
@@ -41,7 +41,10 @@ _FORM_OF_CODE: Final = {form.code: form for form in FORMS}
 
 
 # What msgpack, and the forms, raise on bytes that nobody wrote.
-_DECODE_ERRORS: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_DECODE_ERRORS: Final = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    *(OSError, msgpack.UnpackException),
+)
 
 
 class CodecError(Exception):
@@ -53,28 +56,40 @@ def _default(value: Any) -> msgpack.ExtType:
     return msgpack.ExtType(form.code, _pack(form.to_plain(value)))
 
 
-def _ext_hook(code: int, data: bytes) -> Any:
-    return _FORM_OF_CODE[code].from_plain(_unpack(data))
-
-
 def _pack(value: Any) -> bytes:
     return cast("bytes", msgpack.packb(value, default=_default, strict_types=True))
 
 
 def _unpack(data: bytes | memoryview) -> Any:
-    return msgpack.unpackb(data, ext_hook=_ext_hook, strict_map_key=False)
+    return msgpack.unpackb(data, ext_hook=_EXT_HOOKS[0], strict_map_key=False)
 
 
-class _Packer(threading.local):
-    """A packer for each thread: making one costs three times what packing a record does."""
+def _ext_hook(depth: int, code: int, data: bytes) -> Any:
+    if depth == len(_EXT_HOOKS) - 1:
+        raise ValueError("nested too deep")
+    # An Unpacker keeps its stack on the heap. That of `unpackb` takes so much of the thread's own that a few dozen
+    # calls inside one another overflow it, which no exception can tell.
+    size = len(data) + 1
+    unpacker = msgpack.Unpacker(
+        None, ext_hook=_EXT_HOOKS[depth + 1], strict_map_key=False, read_size=size, max_buffer_size=size
+    )
+    unpacker.feed(data)
+    plain = unpacker.unpack()
+    if unpacker.tell() != len(data):
+        raise ValueError("more than one value")
+    return _FORM_OF_CODE[code].from_plain(plain)
 
-    pack: Callable[[Record], bytes]
 
-    def __init__(self) -> None:
-        self.pack = msgpack.Packer(default=_default, strict_types=True).pack
+_EXT_HOOKS: Final = tuple(functools.partial(_ext_hook, depth) for depth in range(DEPTH_MAX + 4))
+"""The hook of each depth: a form may hold a value that needs a form."""
 
 
-_packer: Final = _Packer()
+_packers: Final[list[msgpack.Packer]] = []
+"""Packers that nobody is using: making one costs three times what packing a record does.
+
+Whoever packs takes one out, because a packer in the middle of a record must not be used by another thread, nor by
+a signal handler that runs in between.
+"""
 
 
 def encode_upsert(record: Record) -> bytes:
@@ -84,12 +99,16 @@ def encode_upsert(record: Record) -> bytes:
         RecordError: A str in the record has no UTF-8 form.
     """
     try:
-        if type(record) is dict:
-            return _packer.pack(record)
-        return _pack(dict(record))
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(default=_default, strict_types=True)
+    try:
+        data = packer.pack(record if type(record) is dict else dict(record))
     except UnicodeEncodeError:
         checked(dict(record))
         raise
+    _packers.append(packer)
+    return cast("bytes", data)
 
 
 def encode_delete(key: Key) -> bytes:

@@ -19,6 +19,7 @@ from microdb.errors import (
     CorruptError,
     FailedError,
     LockTimeoutError,
+    MicroDBError,
     StorageError,
 )
 from microdb.files import File, Files
@@ -44,7 +45,8 @@ from microdb.wal.writer import write_frames
 __all__ = ["HISTORY_BYTES", "FileLog", "Recover"]
 
 HISTORY_BYTES: Final = 16 << 20
-"""How much of the logs before the current one is kept for slow readers."""
+HISTORY_LOGS: Final = 64
+"""How much of the logs before the current one is kept for slow readers, and how many of them."""
 
 _LOG: Final = logging.getLogger("microdb")
 
@@ -114,6 +116,7 @@ class FileLog:
         self._current = None
         self._lock_file = self.files.open(self.paths.lock, write=True, create=first)
         self.lock = shared_write_lock(self._lock_file)
+        self.lock.tell_owner_in(self._owner_words())
         with Held(self.lock, timeout_s):
             self.header_file = header_file = self.files.open(self.paths.header, write=True, create=first)
             if not first and header_file.identity().file != self._home:
@@ -132,9 +135,10 @@ class FileLog:
             header.create(header_file)
         self.words = header.open_words(header_file, writable=True)
         self.lock.tell_owner_in(self.words[OWNER:])
-        self._look()
+        self.look()
         start = recover(self, header_file) if alone else None
         become_present(header_file)
+        self.lock.tell_owner_in(self.words[OWNER:])
         return start
 
     def _attach_read_only(self, recover: "Recover", timeout_s: float | None) -> Start | None:
@@ -146,6 +150,7 @@ class FileLog:
         except FileNotFoundError:
             return recover(self, None)
         self.lock = shared_write_lock(self._lock_file)
+        self.lock.tell_owner_in(self._owner_words())
         with Held(self.lock, timeout_s):
             alone = is_alone(header_file)
             try:
@@ -153,7 +158,8 @@ class FileLog:
                     return recover(self, None)
                 self.words = header.open_words(header_file, writable=False)
                 self.header_file = header_file
-                self._is_followed = True
+                # The head of an earlier run of the machine may be reached again, with other frames before it.
+                self._is_followed = not alone or header.is_current(self.words, header_file, self.files.boot_id())
                 if alone:
                     return recover(self, header_file)
             finally:
@@ -162,57 +168,102 @@ class FileLog:
             become_present(header_file)
         return None
 
+    def _owner_words(self) -> memoryview | None:
+        """Where the page says who owns the lock, for the message of a time-out; None where there is no page yet."""
+        with contextlib.suppress(FileNotFoundError):
+            file = self.files.open(self.paths.header)
+            if file.size() >= HEADER_BYTES:
+                return file.map_words(HEADER_BYTES, writable=False)[OWNER:]
+        return None
+
     def is_followed(self) -> bool:
-        """Whether there is a log. A read-only handle may have found a snapshot alone; one may come at any time."""
+        """Whether the page can be relied on. A read-only handle may have found none, or one that nobody keeps up."""
         return self._is_followed
 
     def must_attach_again(self) -> bool:
-        """Whether a log has come where there was none. Costs a system call."""
+        """Whether somebody has come to keep up the page. Costs a system call or two."""
+        if self.header_file is not None:
+            return header.is_current(self.words, self.header_file, self.files.boot_id())
         identity = self.files.identity(self.paths.header)
         return identity is not None and identity.size >= HEADER_BYTES
 
     def detach(self) -> None:
-        """Let go of all files without unlocking: an flock belongs to the open file, which a fork shares."""
+        """Let go of all files without unlocking: an flock belongs to the open file, which a fork shares.
+
+        A thread that the fork left behind may still refer to them, so they are closed, not dropped.
+        """
+        for file in (self._lock_file, self.header_file, self._current and self._current.file):
+            if file is not None:
+                file.close()
+        self._drop()
+
+    def _drop(self) -> None:
         self.header_file = None
         self._lock_file = None
         self._current = None
         self.lock = WriteLock()
 
     def close(self) -> None:
-        """Let go of all files, and be absent. Only in the process that attached."""
+        """Be absent, and drop all files: they are closed when no thread is using them any more."""
         if self.header_file is not None:
             # The mapping holds a duplicate of the descriptor, and with it the lock, until the last reference is gone.
             be_absent(self.header_file)
-        self.detach()
+        self._drop()
         self.words = memoryview(bytes(HEADER_BYTES)).cast("Q")
 
     # Reading.
 
-    def load(self) -> Start:
+    def load(self, timeout_s: float | None) -> Start:
         """The content as of now. Waits for no writer, unless a save is just replacing the snapshot.
 
         Raises:
             ConflictError: The snapshot is not the one that the log follows.
+            LockTimeoutError: It is being replaced, for longer than `timeout_s` seconds; None: however long.
         """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            with contextlib.suppress(ConflictError, GoneError):
+            head = self.words[HEAD]
+            try:
                 return self._read_pair(self._open_pair())
-            # Between the two renames of a save, snapshot and head do not match. Never block here: the caller may hold
-            # what the owner of the lock is waiting for.
+            except (ConflictError, GoneError) as error:
+                # A save sets dirty before it replaces the snapshot, and clears it after it published.
+                if not self.words[DIRTY] and self.words[HEAD] == head:
+                    raise self._as_user_error(error) from None
+            # A save is between its two renames, or died there. Never block here: the caller may hold what the owner of
+            # the lock is waiting for.
             try:
                 with Held(self.lock, 0):
-                    return self._load_locked()
+                    if self._lock_file is not None:
+                        return self._load_locked()
             except LockTimeoutError:
-                time.sleep(_RETRY_S)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_S)
 
     def _load_locked(self) -> Start:
+        if self.read_only and self.words[DIRTY]:
+            return self._load_unfinished()
         if not self.read_only:
             self.prepare()
         try:
             return self._read_pair(self._open_pair())
         except GoneError as error:
-            path = self.paths.log(error.generation)
-            raise FailedError(path, "removed while this process uses it; close it and open it again") from None
+            raise self._as_user_error(error) from None
+
+    def _load_unfinished(self) -> Start:
+        """What a reader, who must repair nothing, sees after a saver died between its two renames."""
+        head = self.words[HEAD]
+        generation = split_head(head)[0]
+        for candidate in (generation + 1, generation):
+            with contextlib.suppress(ConflictError, GoneError):
+                log = self.open_generation(candidate)
+                size = log.file.size() if candidate > generation else split_head(head)[1]
+                pair = _Pair(log, self.files.open_if_exists(self.paths.snapshot), head_of(candidate, size))
+                return self._read_pair(pair)._replace(head=head)
+        raise self._as_user_error(GoneError(generation))
+
+    def _as_user_error(self, error: ConflictError | GoneError) -> MicroDBError:
+        return error if isinstance(error, ConflictError) else _replaced(self.paths.log(error.generation))
 
     def _open_pair(self) -> _Pair:
         head = self.words[HEAD]
@@ -236,10 +287,11 @@ class FileLog:
         while after.generation < generation:
             following = self.open_generation(after.generation + 1)
             base = following.header.base_sequence
-            payloads += _frames_until(self._log_of(after), after, base).payloads if base > after.sequence else []
+            if base > after.sequence:
+                payloads += _frames_until(self._log_of(after.generation), after, base).payloads
             after = _frames_until(following, following.header.start, max(after.sequence, base)).end
             self._current = following
-        more, end = _frames_to(self._log_of(after), after, offset)
+        more, end = _frames_to(self._log_of(after.generation), after, offset)
         return [*payloads, *more] if payloads else more, end
 
     def open_generation(self, generation: int) -> LogFile:
@@ -261,10 +313,10 @@ class FileLog:
                 "open it with its own keys, or upsert its records into a database of another name",
             )
 
-    def _log_of(self, position: Position) -> LogFile:
+    def _log_of(self, generation: int) -> LogFile:
         current = self._current
-        if current is None or current.header.generation != position.generation:
-            self._current = current = self.open_generation(position.generation)
+        if current is None or current.header.generation != generation:
+            self._current = current = self.open_generation(generation)
         return current
 
     def snapshot_begins(self) -> bytes:
@@ -273,6 +325,12 @@ class FileLog:
         return b"" if file is None else file.read_at(0, 64)
 
     # Writing, under the lock.
+
+    def _current_log(self, generation: int) -> LogFile:
+        try:
+            return self._log_of(generation)
+        except GoneError:
+            raise _replaced(self.paths.log(generation)) from None
 
     def is_poisoned(self) -> bool:
         """Whether an fsync of this generation failed, so that nothing may be appended to it any more."""
@@ -287,26 +345,28 @@ class FileLog:
         """
         check_reentrance(self.lock)
         if time.monotonic() - self._looked_at_s > _LOOK_EVERY_S:
-            self._look()
+            self._look_locked()
         if self.words[DIRTY]:
             self.repair()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Raises FailedError if lock and page are no longer those of the path."""
+        for file, path in ((self._lock_file, self.paths.lock), (self.header_file, self.paths.header)):
+            _check_place(self.files, file, path)
+
+    def _look_locked(self) -> None:
+        """As `look`, at the log too."""
+        self.look()
         generation = split_head(self.words[HEAD])[0]
-        expected = [(self._lock_file, self.paths.lock), (self.header_file, self.paths.header)]
         if self._current is not None and self._current.header.generation == generation:
-            expected.append((self._current.file, self.paths.log(generation)))
-        for file, path in expected:
-            found = self.files.identity(path)
-            if file is None or found is None or found.file != file.identity().file:
-                raise _replaced(path)
+            _check_place(self.files, self._current.file, self.paths.log(generation))
         self._looked_at_s = time.monotonic()
 
     def repair(self) -> None:
         """Roll back the write that its owner did not finish, or finish its save if the snapshot is in place."""
         generation, offset = split_head(self.words[HEAD])
         if not self._finish_save(generation):
-            log = self.open_generation(generation)
+            log = self._current_log(generation)
             if log.file.size() > offset:
                 log.file.truncate(offset)
             self.words[DURABLE] = min(self.words[DURABLE], offset)
@@ -320,12 +380,13 @@ class FileLog:
             return False
         snapshot = self.files.open_if_exists(self.paths.snapshot)
         found = NO_SNAPSHOT if snapshot is None else snapshot.digest(HASH_BYTES)
-        if open_log(file).header.snapshot_hash != found:
+        fields = open_log(file).header
+        if fields.snapshot_hash != found:
             self.files.unlink(path)
             self.files.sync_folder(self.paths.folder)
             return False
         self.files.sync_folder(self.paths.parent)
-        self.publish_generation(generation + 1, file.size())
+        self.publish_generation(generation + 1, file.size(), fields.salt)
         return True
 
     def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:
@@ -336,16 +397,19 @@ class FileLog:
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
         words = self.words
-        file = self._log_of(after).file
+        log = self._current_log(after.generation)
+        file = log.file
         flags = DURABLE_BEFORE if words[DURABLE] == after.offset else 0
         data, end = write_frames(payloads, after, flags=flags)
+        if words[HEAD] != after.head:
+            raise AssertionError("whoever appends stands at the end of the log")
         if end.offset > OFFSET_MAX:
             raise StorageError(file.path, f"the log is full at {after.offset} bytes; save()", offset=after.offset)
         try:
             words[DIRTY] = os.getpid()
             file.write_at(data, after.offset)
             if sync:
-                self._sync_file(file, after.generation)
+                self.sync_file(log)
                 words[DURABLE] = end.offset
             words[HEAD] = end.head
             words[DIRTY] = 0
@@ -360,30 +424,34 @@ class FileLog:
 
     def sync(self, head: int) -> None:
         """Return once everything up to a published head is on the disk."""
+        self.look()
         generation, offset = split_head(head)
         try:
-            file = self.open_generation(generation).file
+            log = self.open_generation(generation)
         except GoneError:
+            if split_head(self.words[HEAD])[0] == generation:
+                raise _replaced(self.paths.log(generation)) from None
             return  # A save has written its content, fsynced, to a later generation.
-        self._sync_file(file, generation)
+        self.sync_file(log)
         # Only a hint for recovery: not worth waiting for.
         with contextlib.suppress(LockTimeoutError), Held(self.lock, 0):
             if split_head(self.words[HEAD])[0] == generation and not self.words[DIRTY]:
                 self.words[DURABLE] = max(self.words[DURABLE], offset)
 
-    def _sync_file(self, file: File, generation: int) -> None:
+    def sync_file(self, log: LogFile) -> None:
+        """Return once a log is on the disk; if that fails, poison it."""
         try:
-            file.sync_data()
+            log.file.sync_data()
         except OSError:
-            self.words[POISONED] = generation
+            self.words[POISONED] = log.header.generation
             raise
 
-    def publish_generation(self, generation: int, size: int, *, poisoned: bool = False) -> None:
+    def publish_generation(self, generation: int, size: int, salt: bytes, *, poisoned: bool = False) -> None:
         """Make a log that is in place the current one, and the one before it history."""
         words = self.words
         words[POISONED] = generation if poisoned else 0
         words[DURABLE] = size
-        words[HEAD] = head_of(generation, size)
+        header.publish(words, generation, size, salt)
         words[SAVES] += 1
         self.retire(generation - 1)
 
@@ -397,13 +465,19 @@ class FileLog:
                 if generation <= newest:
                     self.files.rename(self.paths.log(generation), self.paths.history(generation))
             kept = 0
-            for generation in reversed(self.generations("history")):
+            for count, generation in enumerate(reversed(self.generations("history")), 1):
                 identity = self.files.identity(self.paths.history(generation))
                 kept += identity.size if identity is not None else 0
-                if kept > self._history_bytes:
+                if kept > self._history_bytes or count > HISTORY_LOGS:
                     self.files.unlink(self.paths.history(generation))
         except OSError as error:
             _LOG.warning("%s: old logs could not be put away: %s", self.paths.folder, error)
+
+    def remove_temporaries(self, *, inside_lock: bool) -> None:
+        """Remove what dead savers left: those that saved inside the write lock, or the others."""
+        for name in self.files.names(self.paths.folder):
+            if self.paths.is_temporary(name, inside_lock=inside_lock):
+                self.files.unlink(os.path.join(self.paths.folder, name))
 
     def generations(self, kind: str) -> list[int]:
         """Which logs there are, in order: the ``log`` or the ``history`` ones."""
@@ -438,6 +512,12 @@ def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:
         offset=end.offset,
         sequence=end.sequence,
     )
+
+
+def _check_place(files: Files, file: File | None, path: str) -> None:
+    found = files.identity(path)
+    if file is None or found is None or found.file != file.identity().file:
+        raise _replaced(path)
 
 
 def _replaced(path: str) -> FailedError:

@@ -14,6 +14,7 @@ because a process that touches a mapped page without a block behind it is killed
     19     durable: every byte of the current log before this offset has been fsynced
     20-21  boot id of the run of the machine in which the page was last rebuilt
     22     inode of the page's own file, so that a copy of it is known as one
+    28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
     24     repairs: dead owners' writes that were rolled back
     25     torn: tails that recovery cut
     26     saves
@@ -25,6 +26,7 @@ from typing import Final
 
 from microdb.errors import VersionError
 from microdb.files import File
+from microdb.wal.format import Position, head_of
 
 __all__ = [
     "DIRTY",
@@ -40,7 +42,9 @@ __all__ = [
     "create",
     "is_current",
     "open_words",
+    "publish",
     "rebuild",
+    "salt_of",
 ]
 
 Words = memoryview
@@ -56,15 +60,17 @@ OWNER: Final = 18
 DURABLE: Final = 19
 _BOOT: Final = 20
 _INODE: Final = 22
+_SALT: Final = 28
 REPAIRS: Final = 24
 TORN: Final = 25
 SAVES: Final = 26
 
 
 def create(file: File) -> None:
-    """Give a new or unfinished header file its blocks. Only under the write lock, while nobody maps it."""
-    if file.size() < HEADER_BYTES:
-        file.write_at(bytes(HEADER_BYTES), 0)
+    """Give a header file all its blocks, keeping what is in it. Only under the write lock, while alone."""
+    is_whole = file.size() >= HEADER_BYTES
+    file.write_at(file.read_at(0, HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), 0)
+    if not is_whole:
         file.sync()
 
 
@@ -91,13 +97,24 @@ def is_current(words: Words, file: File, boot_id: bytes) -> bool:
     )
 
 
-def rebuild(words: Words, file: File, boot_id: bytes, *, head: int, poisoned: int) -> None:
+def salt_of(words: Words, generation: int) -> bytes:
+    """The salt of the log of the generation in the head."""
+    return struct.pack("=Q", words[_SALT + generation % 2])
+
+
+def publish(words: Words, generation: int, offset: int, salt: bytes) -> None:
+    """Make another log the current one: with one store of the head, to which its salt then belongs."""
+    (words[_SALT + generation % 2],) = struct.unpack("=Q", salt)
+    words[HEAD] = head_of(generation, offset)
+
+
+def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: bytes, poisoned: int) -> None:
     """Make the page say what recovery found. Only under the write lock, while nobody else maps it."""
     words[1] = VERSION
     words[0] = MAGIC
     words[DIRTY] = 0
     words[POISONED] = poisoned
     words[DURABLE] = 0
-    words[HEAD] = head
+    publish(words, end.generation, end.offset, salt)
     words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
     words[_INODE] = file.identity().inode

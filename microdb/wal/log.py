@@ -70,7 +70,7 @@ class Log(Protocol):
         """Whether the head tells of every change; if not, `must_attach_again` has to be asked before each read."""
         ...
 
-    def load(self) -> Start:
+    def load(self, timeout_s: float | None) -> Start:
         """The content as of now."""
         ...
 

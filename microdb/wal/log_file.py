@@ -6,7 +6,6 @@ from typing import Final, NamedTuple
 
 from microdb.errors import CorruptError, VersionError
 from microdb.files import File, Files
-from microdb.paths import Paths
 from microdb.wal.format import BASE_BYTES, CRC_BYTES, HASH_BYTES, KEYS_BYTES_MAX, NO_SNAPSHOT, LogHeader, Position
 from microdb.wal.log import Payload
 from microdb.wal.reader import HeaderError, NewerVersionError, read_header
@@ -46,7 +45,7 @@ def open_log(file: File) -> LogFile:
 
 
 def create_log(
-    paths: Paths,
+    path: str,
     files: Files,
     *,
     generation: int,
@@ -55,7 +54,7 @@ def create_log(
     partition_keys: tuple[str, ...],
     payloads: Iterable[Payload] = (),
 ) -> tuple[LogFile, Position]:
-    """A new log under a temporary name, fsynced, and the position at its end."""
+    """A new log at `path`, fsynced, and the position at its end."""
     data, fields = log_header(
         generation=generation,
         boot_id=files.boot_id(),
@@ -64,7 +63,11 @@ def create_log(
         partition_keys=partition_keys,
     )
     frames, end = write_frames(payloads, fields.start)
-    file = files.create(paths.temporary())
-    file.write_at(data + frames, 0)
-    file.sync()
+    file = files.create(path)
+    try:
+        file.write_at(data + frames, 0)
+        file.sync()
+    except BaseException:
+        files.unlink(file.path)
+        raise
     return LogFile(file, fields), end

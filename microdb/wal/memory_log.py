@@ -40,7 +40,7 @@ class MemoryLog:
         """Always."""
         return True
 
-    def load(self) -> Start:
+    def load(self, timeout_s: float | None) -> Start:  # noqa: ARG002  # Nobody to wait for.
         """An empty table."""
         return Start(None, (), self._end, self._end.head)
 

@@ -160,6 +160,10 @@ def later_frames(data: bytes, after: Position) -> list[LaterFrame]:
     budget = _SEARCH_FACTOR * len(data)
     found: list[LaterFrame] = []
     next_at = CRC_BYTES
+    at = _behind_wrong_crc(view, after)
+    if at is not None:
+        _, flags, sequence = FRAME.unpack_from(view, at)
+        found.append(LaterFrame(after.offset + at, sequence, bool(flags & DURABLE_BEFORE)))
     for match in _pattern(after.sequence + 1, after.sequence + room).finditer(data):
         at = match.start()
         if at < next_at or len(data) - at < FRAME_BYTES_MIN:
@@ -174,6 +178,17 @@ def later_frames(data: bytes, after: Position) -> list[LaterFrame]:
             found.append(LaterFrame(after.offset + at, sequence, bool(flags & DURABLE_BEFORE)))
             next_at = at + FRAME_BYTES_MIN + length
     return found
+
+
+def _behind_wrong_crc(view: memoryview, after: Position) -> int | None:
+    """Where the frame behind the first one stands, if of the first only the crc is wrong, which is the seed of that."""
+    if len(view) < FRAME_BYTES_MIN:
+        return None
+    end: int = FRAME.size + FRAME.unpack_from(view, 0)[0]
+    at = end + CRC_BYTES
+    if at >= len(view) or _flaw(view, at, after.sequence + 2, crc32(view[:end], after.crc)) is not None:
+        return None
+    return at
 
 
 def _pattern(low: int, high: int) -> re.Pattern[bytes]:

@@ -1,0 +1,331 @@
+import math
+import os
+import struct
+import sys
+import threading
+import tracemalloc
+import zoneinfo
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from microdb.errors import RecordError
+from microdb.keys import PartitionKeys
+from microdb.values import DEPTH_MAX, FORMS, Nested, stored
+from microdb.wal.codec import (
+    CodecError,
+    decode,
+    decode_names,
+    encode_clear,
+    encode_delete,
+    encode_names,
+    encode_upsert,
+    join,
+)
+from microdb.wal.format import PAYLOAD_BYTES_MAX
+from strategies import same
+
+KEYS = PartitionKeys(["job", "name"])
+
+TUPLE, DATETIME = 1, 7
+
+
+def ext(code, data):
+    """An extension, however long."""
+    return b"\xc9" + struct.pack(">IB", len(data), code) + data
+
+
+def nested_ext(depth):
+    """A tuple in a tuple in a tuple …"""
+    data = b"\x90"
+    for _ in range(depth):
+        data = ext(TUPLE, b"\x91" + data)
+    return data
+
+
+def upsert_of(value):
+    """A payload of one upsert with these bytes as the value of a field."""
+    return b"\x91\x81\xa1a" + value
+
+
+def test_an_upsert_comes_back_under_the_key_of_its_fields():
+    record = {"name": "Bob", "job": "clean", "status": None}
+    assert decode(join([encode_upsert(record)]), KEYS) == [(("clean", "Bob"), record)]
+
+
+def test_a_delete_comes_back_with_its_key():
+    key = ("clean", (1, None, frozenset({2})))
+    [change] = decode(join([encode_delete(key)]), KEYS)
+    assert change == (key, None)
+    assert same(change[0], key)
+
+
+def test_a_clear_comes_back():
+    assert decode(join([encode_clear()]), KEYS) == [(None, None)]
+
+
+def test_a_delete_whose_key_looks_like_a_change_is_a_delete():
+    assert decode(join([encode_delete((1, 2))]), KEYS) == [((1, 2), None)]
+
+
+def test_changes_come_back_in_order():
+    items = [encode_upsert({"job": 1}), encode_clear(), encode_delete((1, None)), encode_upsert({"job": 2})]
+    assert decode(join(items), KEYS) == [
+        ((1, None), {"job": 1}),
+        (None, None),
+        ((1, None), None),
+        ((2, None), {"job": 2}),
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 65_535, 65_536])
+def test_any_number_of_changes_makes_one_payload(count):
+    payload = join([encode_upsert({"job": number}) for number in range(count)])
+    assert [record["job"] for _, record in decode(payload, KEYS)] == list(range(count))
+
+
+def test_the_order_of_fields_is_kept():
+    record = dict.fromkeys("zebra", 0)
+    [(_, found)] = decode(join([encode_upsert(record)]), KEYS)
+    assert list(found) == list("zebra")
+
+
+def test_a_payload_is_one_array_that_msgpack_alone_can_read():
+    payload = join([encode_upsert({"a": [1, "b", b"c", None, 1.5]}), encode_delete((1, "x")), encode_clear()])
+    assert msgpack.unpackb(payload) == [{"a": [1, "b", b"c", None, 1.5]}, [1, [1, "x"]], [2]]
+
+
+def test_a_value_that_msgpack_does_not_know_is_an_extension_of_its_form():
+    payload = join([encode_upsert({"a": (1, 2)})])
+    assert msgpack.unpackb(payload) == [{"a": msgpack.ExtType(TUPLE, b"\x92\1\2")}]
+
+
+def test_the_codes_of_the_forms_are_for_ever():
+    names = "tuple set frozenset int complex ellipsis datetime date time timedelta decimal uuid"
+    assert {form.code: form.name for form in FORMS} == dict(enumerate(names.split(), 1))
+
+
+def test_what_is_decoded_is_ready_to_be_stored():
+    payload = join([encode_upsert({"job": 1}), encode_upsert({"job": [1]}), encode_upsert({"job": (1,)})])
+    kinds = [type(record) for _, record in decode(payload, KEYS)]
+    assert kinds == [dict, Nested, Nested] == [type(stored({"job": value})) for value in (1, [1], (1,))]
+
+
+def test_a_payload_may_be_a_view():
+    assert decode(memoryview(join([encode_clear()])), KEYS) == [(None, None)]
+
+
+@pytest.mark.parametrize("value", ["b\ud800", ["b\ud800"], ("b\ud800",), {"\ud800": 1}, {(1, "\ud800")}])
+def test_a_lone_surrogate_is_refused_with_the_path_of_the_field(value):
+    record = {"good": 1, "bad": value}
+    with pytest.raises(RecordError, match="lone surrogate") as caught:
+        encode_upsert(record)
+    assert caught.value.field.startswith("record['bad']")
+    with pytest.raises(RecordError):
+        encode_upsert(Nested(record))
+
+
+def test_a_lone_surrogate_in_a_name_is_refused():
+    with pytest.raises(RecordError) as caught:
+        encode_upsert({"\udc00": 1})
+    assert caught.value.field == "record (a field name)"
+
+
+def test_a_refused_record_leaves_nothing_behind_in_the_next_one():
+    sound = encode_upsert({"a": 1})
+    with pytest.raises(RecordError):
+        encode_upsert({"long": "x" * 1000, "bad": "\ud800"})
+    assert encode_upsert({"a": 1}) == sound
+
+
+class Claim(bytes):
+    """Bytes that claim to be longer than they are."""
+
+    __slots__ = ()
+    length = 0
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.mark.parametrize("count", [257, 1000, 1 << 20])
+def test_a_batch_above_the_limit_is_refused_without_building_it(count):
+    item = bytes(1 << 20)
+    with pytest.raises(RecordError, match=str(count << 20)):
+        join([item] * count)
+
+
+def test_the_limit_counts_the_longest_array_header():
+    Claim.length = PAYLOAD_BYTES_MAX - 5
+    assert join([Claim()]) == b"\x91"
+    Claim.length += 1
+    with pytest.raises(RecordError, match=str(PAYLOAD_BYTES_MAX - 5)):
+        join([Claim()])
+    with pytest.raises(RecordError):
+        join([Claim(), b"\xc0"])
+
+
+def refused_or_sound(payload):
+    """Refuses by CodecError alone; what it does not refuse, it can give again."""
+    try:
+        changes = decode(payload, KEYS)
+    except CodecError:
+        return
+    assert all(len(change) == 2 for change in changes)
+    assert all(key is None or type(key) is tuple for key, _ in changes)
+
+
+EXTENSIONS = st.builds(ext, st.integers(0, 20), st.binary(max_size=20))
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=2) | st.integers(0, 2), inner, max_size=2)
+        | st.builds(lambda code, value: msgpack.ExtType(code, msgpack.packb(value)), st.integers(0, 14), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.binary() | st.binary().map(lambda data: b"\x91" + data) | EXTENSIONS.map(upsert_of))
+@example(b"")
+@example(b"\xc0")
+@example(b"\x90\x90")
+@example(b"\x91\x92\x01")
+@example(upsert_of(b"\xd4\xff\0"))
+def test_any_bytes_give_changes_or_codec_error(payload):
+    refused_or_sound(payload)
+
+
+@given(st.lists(VALUES, max_size=3))
+@example([[1, 5]])
+@example([[1]])
+@example([[]])
+@example([["a"]])
+@example([None])
+@example([msgpack.ExtType(99, b"")])
+@example([msgpack.Timestamp(1)])
+def test_any_msgpack_gives_changes_or_codec_error(values):
+    refused_or_sound(msgpack.packb(values))
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        *["", "x", None, 1, [], [1], {}, "9" * 5000, "1E+" + "9" * 30, ["2024-01-01T00:00", 9, None, None]],
+        *[["2024-01-01T00:00", 0, zone, None] for zone in ("No/Where", "../x", "x" * 5000, "America")],
+    ],
+    ids=lambda plain: repr(plain)[:40],
+)
+@pytest.mark.parametrize("code", [form.code for form in FORMS])
+def test_what_no_form_gives_is_refused_by_codec_error(code, plain):
+    refused_or_sound(upsert_of(ext(code, msgpack.packb(plain))))
+
+
+def test_a_zone_that_is_a_folder_is_refused_by_codec_error(tmp_path, monkeypatch):
+    folder = tmp_path / "tzdata" / "zoneinfo" / "America"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent, folder.parent.parent):
+        (package / "__init__.py").touch()
+    for name in ("tzdata", "tzdata.zoneinfo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    zoneinfo.ZoneInfo.clear_cache()
+    with pytest.raises(CodecError):
+        decode(upsert_of(ext(DATETIME, msgpack.packb(["2024-01-01T00:00", 0, "America", None]))), KEYS)
+
+
+@pytest.mark.parametrize("payload", [code + b"\xff" * 4 for code in (b"\xdd", b"\x91\xdf", b"\x91\xc6")])
+@pytest.mark.parametrize(
+    "wrap", [bytes, lambda payload: upsert_of(ext(TUPLE, payload))], ids=["bare", "in an extension"]
+)
+def test_a_huge_declared_length_asks_for_no_memory(payload, wrap):
+    data = wrap(payload)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError):
+            decode(data, KEYS)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("depth", [1025, 100_000])
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a"], ids=["arrays", "maps"])
+def test_deep_arrays_and_maps_are_refused_by_codec_error(depth, opening):
+    with pytest.raises(CodecError):
+        decode(upsert_of(opening * depth + b"\xc0"), KEYS)
+
+
+def result_in_a_child(function, stack_bytes):
+    """What a thread with this much stack says in a process of its own, which an overflow takes along."""
+    pid = os.fork()
+    if pid == 0:
+        codes = []
+        threading.stack_size(stack_bytes)
+        thread = threading.Thread(target=lambda: codes.append(function()))
+        thread.start()
+        thread.join()
+        os._exit(codes[0] if codes else 99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("depth", [300, 2000])
+def test_deep_extensions_are_refused_by_codec_error_and_not_by_a_crash(depth):
+    payload = upsert_of(nested_ext(depth))
+
+    def refused():
+        try:
+            decode(payload, KEYS)
+        except CodecError:
+            return 0
+        return 1
+
+    assert result_in_a_child(refused, 8 << 20) == 0
+
+
+@pytest.mark.parametrize("stack_bytes", [1 << 18, 1 << 19, 1 << 20, 8 << 20])  # A thread has 512 KiB on macOS.
+def test_the_deepest_record_comes_back_in_a_thread_with_a_small_stack(stack_bytes):
+    value = ()
+    for _ in range(DEPTH_MAX - 1):
+        value = (value,)
+    payload = join([encode_upsert(stored({"a": value}))])
+
+    def comes_back():
+        return 0 if decode(payload, KEYS) == [((None, None), {"a": value})] else 1
+
+    assert result_in_a_child(comes_back, stack_bytes) == 0
+
+
+def test_a_nan_is_a_member_of_its_own_each_time():
+    [(_, record)] = decode(join([encode_upsert({"a": {math.nan, float("nan")}})]), KEYS)
+    assert len(record["a"]) == 2
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "naïve", "", "日本"], [str(number) for number in range(100)]], ids=len)
+def test_names_come_back(names):
+    assert decode_names(encode_names(names)) == tuple(names)
+
+
+@given(st.binary() | VALUES.map(msgpack.packb) | EXTENSIONS)
+@example(b"\xd4\x63\xc0")
+@example(b"\x91\xd4\x63\xc0")
+def test_any_bytes_are_names_or_codec_error(data):
+    try:
+        names = decode_names(data)
+    except CodecError:
+        return
+    assert all(type(name) is str for name in names)
+
+
+@pytest.mark.parametrize("value", [[1], ["a", None], [["a"]], None, 1, [b"a"]], ids=repr)
+def test_what_is_no_list_of_names_is_refused(value):
+    with pytest.raises(CodecError):
+        decode_names(msgpack.packb(value))

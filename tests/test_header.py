@@ -1,0 +1,192 @@
+import os
+
+import pytest
+
+from microdb.errors import VersionError
+from microdb.files import OS
+from microdb.wal import header
+from microdb.wal.format import Position
+
+END = Position(3, 77, 5, 0)
+SALT = b"saltsalt"
+BOOT = bytes(range(1, 17))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "header")
+
+
+@pytest.fixture
+def file(path):
+    file = OS.create(path)
+    header.create(file)
+    return file
+
+
+@pytest.fixture
+def words(file):
+    return header.open_words(file, writable=True)
+
+
+def in_a_child(function):
+    """The exit code of a fork that calls `function`; 0 if it returned."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_page_is_created_in_full(file):
+    assert file.read_all() == bytes(header.HEADER_BYTES)
+    assert os.fstat(file.fd).st_blocks * 512 >= header.HEADER_BYTES
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095])
+def test_an_unfinished_page_is_finished(path, size):
+    file = OS.create(path)
+    file.write_at(b"x" * size, 0)
+    header.create(file)
+    assert file.size() == header.HEADER_BYTES
+    assert len(header.open_words(file, writable=True)) == header.HEADER_BYTES // 8
+
+
+def test_a_whole_page_is_left_alone(file, words):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    before = file.read_all()
+    header.create(file)
+    assert file.read_all() == before
+
+
+def test_a_file_that_is_too_short_is_not_mapped(path):
+    with pytest.raises(ValueError, match="length"):
+        header.open_words(OS.create(path), writable=True)
+
+
+def test_a_rebuilt_page_says_what_it_was_told_and_keeps_its_counters(file, words):
+    for word in range(2, header.HEADER_BYTES // 8):
+        words[word] = 5
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=3)
+    assert (words[header.HEAD], words[header.POISONED]) == (END.head, 3)
+    assert (words[header.DIRTY], words[header.DURABLE]) == (0, 0)
+    assert (words[header.REPAIRS], words[header.TORN], words[header.SAVES]) == (5, 5, 5)
+    assert file.read_at(0, 8) == b"microdbH"[:: 1 if words[0].to_bytes(8, "little") == b"microdbH" else -1]
+
+
+def test_a_page_that_was_just_created_is_not_current(file, words):
+    assert not header.is_current(words, file, BOOT)
+    assert not header.is_current(words, file, bytes(16))
+
+
+def test_a_rebuilt_page_is_current_in_this_file_and_this_run_of_the_machine(file, words, path):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    assert header.is_current(words, file, BOOT)
+    again = OS.open(path)
+    assert header.is_current(header.open_words(again, writable=False), again, BOOT)
+
+
+@pytest.mark.parametrize("other", [BOOT[:8] + bytes(8), bytes(8) + BOOT[8:], BOOT[::-1]], ids=bytes.hex)
+def test_in_another_run_of_the_machine_it_is_not(file, words, other):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    assert not header.is_current(words, file, other)
+
+
+def test_where_the_system_does_not_tell_its_run_nothing_is_current(file, words):
+    header.rebuild(words, file, bytes(16), end=END, salt=SALT, poisoned=0)
+    assert not header.is_current(words, file, bytes(16))
+
+
+def test_a_copy_of_the_file_is_not_current(file, words, tmp_path):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    copy = OS.create(str(tmp_path / "copy"))
+    copy.write_at(file.read_all(), 0)
+    assert not header.is_current(header.open_words(copy, writable=True), copy, BOOT)
+
+
+def test_a_file_that_was_renamed_is_still_current(file, words, path):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    OS.rename(path, path + "2")
+    assert header.is_current(words, OS.open(path + "2"), BOOT)
+
+
+@pytest.mark.parametrize("word", [0, header._BOOT, header._BOOT + 1, header._INODE])
+def test_a_page_with_one_wrong_word_is_not_current(file, words, word):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    words[word] ^= 1
+    assert not header.is_current(words, file, BOOT)
+
+
+@pytest.mark.parametrize("version", [0, 2, 2**64 - 1])
+def test_a_page_of_another_version_is_refused_as_such(file, words, path, version):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    words[1] = version
+    for writable in (True, False):
+        with pytest.raises(VersionError, match="upgrade microdb") as caught:
+            header.open_words(file, writable=writable)
+        assert (caught.value.path, caught.value.offset) == (path, 8)
+
+
+def test_a_page_without_the_magic_has_no_version(file, words):
+    words[1] = 9
+    assert header.open_words(file, writable=True)[1] == 9
+
+
+def test_a_word_written_by_one_process_is_seen_by_another_at_once(words, path):
+    to_child, from_parent = os.pipe()
+    to_parent, from_child = os.pipe()
+
+    def answer():
+        mine = header.open_words(OS.open(path, write=True), writable=True)
+        os.read(to_child, 1)
+        mine[header.HEAD] += 1
+        os.write(from_child, b"x")
+        os.read(to_child, 1)
+        assert mine[header.HEAD] == 2**40
+
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            answer()
+            code = 0
+        finally:
+            os._exit(code)
+    words[header.HEAD] = 41
+    os.write(from_parent, b"x")
+    os.read(to_parent, 1)
+    assert words[header.HEAD] == 42
+    words[header.HEAD] = 2**40
+    os.write(from_parent, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for descriptor in (to_child, from_parent, to_parent, from_child):
+        os.close(descriptor)
+
+
+def test_a_page_mapped_before_a_fork_is_shared_with_the_child(words):
+    def store():
+        words[header.OWNER] = os.getpid()
+
+    assert in_a_child(store) == 0
+    assert words[header.OWNER] not in {0, os.getpid()}
+
+
+def test_a_page_mapped_for_reading_cannot_be_written(words, path):
+    mine = header.open_words(OS.open(path), writable=False)
+    words[header.HEAD] = 9
+    assert mine[header.HEAD] == 9
+    with pytest.raises(TypeError, match="read-only"):
+        mine[header.HEAD] = 1
+
+
+def test_the_map_outlives_the_file_object(path):
+    file = OS.create(path)
+    header.create(file)
+    words = header.open_words(file, writable=True)
+    del file
+    words[header.HEAD] = 3
+    assert header.open_words(OS.open(path), writable=False)[header.HEAD] == 3

@@ -1,0 +1,612 @@
+import contextlib
+import ctypes
+import gc
+import linecache
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from microdb import locks
+from microdb.errors import LockTimeoutError
+from microdb.files import OS
+from microdb.locks import Held, WriteLock, be_absent, become_present, is_alone, save_lock, shared_write_lock
+
+SOON_S = 0.05
+"""Long enough to be refused."""
+
+WAIT_S = 60
+"""Longer than anything takes."""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = str(tmp_path / "lock")
+    OS.create(path)
+    return path
+
+
+def new_lock(path):
+    """A lock on a descriptor of its own, as another process has it."""
+    return WriteLock(OS.open(path, write=True))
+
+
+def is_free(path):
+    """Whether nobody holds the lock on the file, told by a stranger."""
+    stranger = new_lock(path)
+    try:
+        stranger.acquire(0)
+    except LockTimeoutError:
+        return False
+    stranger.release()
+    return True
+
+
+class Child:
+    """A fork that runs a generator, one step for each call of `step`, which returns what it yielded, as bytes.
+
+    What goes wrong in the child ends it, and the next step or the end tells.
+    """
+
+    def __init__(self, steps):
+        to_child, self._go = os.pipe()
+        self._said, from_child = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 99
+            try:
+                os.close(self._go)
+                generator = steps()
+                while os.read(to_child, 1) and (said := next(generator, None)):
+                    os.write(from_child, said)
+                code = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(code)
+        os.close(to_child)
+        os.close(from_child)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self._go)
+        os.close(self._said)
+        if self.pid:
+            self.end()
+
+    def step(self):
+        self.begin_step()
+        return self.end_step()
+
+    def begin_step(self):
+        os.write(self._go, b"g")
+
+    def end_step(self):
+        said = os.read(self._said, 1)
+        assert said, "the child died"
+        return said
+
+    def end(self):
+        """Let it run to its end; its exit code."""
+        with contextlib.suppress(OSError):
+            os.write(self._go, b"g")
+        return self._wait()
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        return self._wait()
+
+    def _wait(self):
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_thread(function):
+    """What a function returns, or raises, in another thread."""
+    found = []
+
+    def run():
+        try:
+            found.append(function())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(WAIT_S)
+    return found[0]
+
+
+def holder(path, *, words=None):
+    """Steps of a child: take the lock, let it go."""
+
+    def steps():
+        lock = new_lock(path)
+        if words is not None:
+            lock.tell_owner_in(words)
+        lock.acquire()
+        yield b"+"
+        lock.release()
+        yield b"-"
+
+    return steps
+
+
+def test_a_lock_is_reentrant_in_its_thread_and_free_after_as_many_releases(path):
+    lock = new_lock(path)
+    for depth in (1, 2, 3):
+        lock.acquire(0)
+        assert (lock.depth, lock.is_mine(), is_free(path)) == (depth, True, False)
+    for depth in (2, 1):
+        lock.release()
+        assert (lock.depth, lock.is_mine(), is_free(path)) == (depth, True, False)
+    lock.release()
+    assert (lock.depth, lock.is_mine(), is_free(path)) == (0, False, True)
+
+
+def test_a_lock_can_be_taken_again_and_again(path):
+    lock = new_lock(path)
+    for _ in range(100):
+        lock.acquire()
+        lock.release()
+    assert is_free(path)
+
+
+def test_a_with_block_holds_the_lock_and_lets_it_go_whatever_happens(path):
+    lock = new_lock(path)
+    with Held(lock, None):
+        with pytest.raises(ZeroDivisionError), Held(lock, None):
+            assert lock.depth == 2
+            raise ZeroDivisionError
+        assert (lock.depth, is_free(path)) == (1, False)
+    assert is_free(path)
+
+
+def test_a_thread_keeps_another_one_out(path):
+    lock = new_lock(path)
+    lock.acquire()
+    assert not in_thread(lock.is_mine)
+    assert isinstance(in_thread(lambda: lock.acquire(0)), LockTimeoutError)
+    assert isinstance(in_thread(lambda: lock.acquire(SOON_S)), LockTimeoutError)
+    lock.release()
+    assert in_thread(lambda: (lock.acquire(0), lock.depth, lock.release())) == (None, 1, None)
+    assert is_free(path)
+
+
+def test_a_lock_without_a_file_excludes_threads_too():
+    lock = WriteLock()
+    lock.acquire()
+    error = in_thread(lambda: lock.acquire(0))
+    assert (type(error), error.path, error.owner_pid) == (LockTimeoutError, ":memory:", None)
+    lock.release()
+    assert in_thread(lambda: (lock.acquire(0), lock.release())) == (None, None)
+
+
+def test_threads_that_count_together_lose_nothing(path):
+    lock = new_lock(path)
+    total = [0]
+
+    def count():
+        for _ in range(500):
+            with Held(lock, None):
+                total[0] = total[0] + 1
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert total == [2000]
+
+
+def test_a_process_keeps_another_one_out(path):
+    lock = new_lock(path)
+    with Child(holder(path)) as child:
+        child.step()
+        for timeout_s in (0, SOON_S):
+            with pytest.raises(LockTimeoutError):
+                lock.acquire(timeout_s)
+        assert (lock.depth, lock.is_mine()) == (0, False)
+        child.step()
+        lock.acquire(0)
+    assert not is_free(path)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(path):
+    with Child(holder(path)) as child:
+        child.step()
+        assert not is_free(path)
+        child.kill()
+        assert is_free(path)
+
+
+@pytest.mark.parametrize("timeout_s", [None, WAIT_S])
+def test_whoever_waits_gets_the_lock_when_it_becomes_free(path, timeout_s):
+    lock = new_lock(path)
+    lock.acquire()
+
+    def steps():
+        mine = new_lock(path)
+        mine.acquire(timeout_s)
+        yield b"+"
+
+    with Child(steps) as child:
+        child.begin_step()
+        lock.release()
+        assert child.end_step() == b"+"
+        assert not is_free(path)
+
+
+def test_a_timeout_names_the_file_the_time_and_the_process_that_holds_it(path, tmp_path):
+    page = OS.create(str(tmp_path / "page"))
+    page.write_at(bytes(4096), 0)
+    words = page.map_words(4096, writable=True)
+    lock = new_lock(path)
+    lock.tell_owner_in(words)
+    with Child(holder(path, words=words)) as child:
+        child.step()
+        with pytest.raises(LockTimeoutError, match=f"process {child.pid} holds it") as caught:
+            lock.acquire(SOON_S)
+        assert (caught.value.path, caught.value.timeout_s, caught.value.owner_pid) == (path, SOON_S, child.pid)
+    lock.acquire()
+    assert words[0] == os.getpid()
+    assert in_thread(lambda: lock.acquire(0)).owner_pid == os.getpid()
+
+
+def test_a_timeout_without_a_page_says_that_another_process_holds_it(path):
+    lock = new_lock(path)
+    lock.acquire()
+    with pytest.raises(LockTimeoutError, match="another process") as caught:
+        new_lock(path).acquire(0)
+    assert caught.value.owner_pid is None
+
+
+def test_a_timeout_is_neither_much_shorter_nor_much_longer_than_asked(path):
+    lock = new_lock(path)
+    lock.acquire()
+    began = time.monotonic()
+    with pytest.raises(LockTimeoutError):
+        new_lock(path).acquire(0.2)
+    assert 0.2 <= time.monotonic() - began < 5
+
+
+def test_a_lock_that_timed_out_can_be_taken_later_and_by_any_thread(path):
+    lock, other = new_lock(path), new_lock(path)
+    other.acquire()
+    with pytest.raises(LockTimeoutError):
+        lock.acquire(0)
+    other.release()
+    assert in_thread(lambda: (lock.acquire(0), lock.release())) == (None, None)
+    assert is_free(path)
+
+
+def test_two_files_of_one_path_share_one_lock_and_two_paths_do_not(path):
+    one = shared_write_lock(OS.open(path, write=True))
+    assert shared_write_lock(OS.open(path, write=True)) is one
+    os.symlink(path, path + ".link")
+    os.link(path, path + ".hard")
+    assert shared_write_lock(OS.open(path + ".link", write=True)) is one
+    assert shared_write_lock(OS.open(path + ".hard", write=True)) is one
+    assert shared_write_lock(OS.create(path + "2")) is not one
+
+
+def test_a_shared_lock_outlives_the_file_of_whoever_asked_first(path):
+    file = OS.open(path, write=True)
+    lock = shared_write_lock(file)
+    del file
+    gc.collect()
+    shared_write_lock(OS.open(path, write=True)).acquire()
+    assert lock.is_mine()
+    assert not is_free(path)
+
+
+def test_a_shared_lock_that_nobody_uses_is_forgotten(path):
+    file = OS.open(path, write=True)
+    shared_write_lock(file)
+    gc.collect()
+    assert file.identity().file not in locks._write_locks
+
+
+def test_a_new_file_under_the_same_name_has_another_lock(path):
+    one = shared_write_lock(OS.open(path, write=True))
+    OS.unlink(path)
+    OS.create(path)
+    assert shared_write_lock(OS.open(path, write=True)) is not one
+
+
+def test_a_child_that_leaves_a_with_block_of_its_parent_does_not_free_its_lock(path):
+    lock = new_lock(path)
+    lock.acquire()
+    lock.acquire()
+
+    def steps():
+        lock.release()
+        lock.release()
+        yield b"-"
+        assert not is_free(path)
+        yield b"."
+
+    with Child(steps) as child:
+        child.step()
+        assert not is_free(path)
+        child.step()
+        assert child.end() == 0
+    assert not is_free(path)
+    assert lock.depth == 2
+    lock.release()
+    assert not is_free(path)
+    lock.release()
+    assert is_free(path)
+
+
+def test_a_child_of_a_fork_that_python_did_not_see_does_not_free_its_parents_lock_either(path):
+    lock = new_lock(path)
+    lock.acquire()
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        lock.release()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not is_free(path)
+    lock.release()
+    assert is_free(path)
+
+
+def test_a_child_does_not_hold_what_its_parent_holds(path):
+    lock = shared_write_lock(OS.open(path, write=True))
+    lock.acquire()
+
+    def steps():
+        mine = shared_write_lock(OS.open(path, write=True))
+        assert mine is not lock
+        with pytest.raises(LockTimeoutError):
+            mine.acquire(0)
+        yield b"."
+        mine.acquire()
+        yield b"+"
+
+    with Child(steps) as child:
+        child.step()
+        lock.release()
+        child.step()
+        assert not is_free(path)
+        child.kill()
+    assert is_free(path)
+
+
+def test_the_parents_lock_is_free_once_it_lets_go_though_its_child_lives(path):
+    lock = new_lock(path)
+    lock.acquire()
+    with Child(lambda: iter([b"."])) as child:
+        child.step()
+        lock.release()
+        assert is_free(path)
+
+
+def test_a_fork_waits_for_no_lock_of_another_thread_and_its_child_keeps_none(path):
+    lock = new_lock(path)
+    taken, release = threading.Event(), threading.Event()
+
+    def hold():
+        with Held(lock, None):
+            taken.set()
+            release.wait(WAIT_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait(WAIT_S)
+    with Child(lambda: iter([b"."])) as child:
+        child.step()
+        assert not is_free(path)
+        release.set()
+        thread.join(WAIT_S)
+        assert is_free(path), "though the child lives"
+
+
+def lines_of(*functions):
+    """Every line of these functions at which an interrupt may come."""
+    return [(each.__code__, line) for each in functions for _, _, line in each.__code__.co_lines() if line is not None]
+
+
+def interrupted_at(place, function):
+    """Whether `function` was ended by a KeyboardInterrupt as it came to a line, as if somebody had pressed Ctrl-C."""
+    came = []
+
+    def trace(frame, event, _):
+        if event == "line" and (frame.f_code, frame.f_lineno) == place and not came:
+            came.append(True)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interrupt_within_acquire_leaves_the_lock_free(path):
+    places = sorted(set(lines_of(WriteLock.acquire, WriteLock._lock_file)), key=lambda place: place[1])
+    left = []
+    for place in places:
+        lock = new_lock(path)
+        if not interrupted_at(place, lock.acquire):
+            continue
+        free_to_threads = in_thread(lambda lock=lock: (lock.acquire(0), lock.release())) == (None, None)
+        if (lock.depth, is_free(path), free_to_threads) != (0, True, True):
+            left.append(linecache.getline(place[0].co_filename, place[1]).strip())
+    assert left == []
+
+
+TURNS = 2_800
+
+WORK = range(10_000)
+"""What to do in a turn, about a quarter of a millisecond. In shorter turns the lock is mostly free, so that polling for
+it, which starves, looks as fair as waiting in the queue of the system."""
+
+
+def contend(path, words, number):
+    """Steps of one of several processes that take turns until all turns are taken."""
+
+    def steps():
+        lock = new_lock(path)
+        yield b"."
+        while True:
+            with Held(lock, None):
+                if words[0] == TURNS:
+                    break
+                words[0] += 1
+                words[1 + number] += 1
+                for _ in WORK:
+                    pass
+        yield b"."
+
+    return steps
+
+
+def test_four_processes_that_contend_are_served_fairly_and_lose_no_turn(path, tmp_path):
+    page = OS.create(str(tmp_path / "page"))
+    page.write_at(bytes(4096), 0)
+    words = page.map_words(4096, writable=True)
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(Child(contend(path, words, number))) for number in range(4)]
+        gate = new_lock(path)
+        gate.acquire()
+        for child in children:
+            child.step()
+        for child in children:
+            child.begin_step()
+        gate.release()
+        for child in children:
+            child.end_step()
+    turns = list(words[1:5])
+    assert sum(turns) == words[0] == TURNS
+    assert min(turns) >= TURNS / 4 / 4, turns
+
+
+def present(path):
+    """Steps of a child: become present, become absent."""
+
+    def steps():
+        file = OS.open(path, write=True)
+        become_present(file)
+        yield b"+"
+        be_absent(file)
+        yield b"-"
+
+    return steps
+
+
+def test_whoever_is_present_is_seen_by_others_until_absent(path):
+    file = OS.open(path, write=True)
+    assert is_alone(file)
+    be_absent(file)
+    with Child(present(path)) as child:
+        child.step()
+        assert not is_alone(file)
+        child.step()
+        assert is_alone(file)
+
+
+def test_whoever_is_killed_is_no_longer_present(path):
+    file = OS.open(path, write=True)
+    with Child(present(path)) as child:
+        child.step()
+        assert not is_alone(file)
+        child.kill()
+        assert is_alone(file)
+
+
+def test_many_are_present_at_once(path):
+    one, other, third = (OS.open(path, write=True) for _ in range(3))
+    become_present(one)
+    become_present(other)
+    assert not is_alone(third)
+    be_absent(one)
+    assert not is_alone(third)
+    del other
+    gc.collect()
+    assert is_alone(third)
+
+
+def test_nobody_becomes_present_while_somebody_makes_sure_that_it_is_alone(path):
+    file = OS.open(path, write=True)
+    assert is_alone(file)
+
+    def steps():
+        mine = OS.open(path, write=True)
+        assert not is_alone(mine)
+        yield b"."
+        become_present(mine)
+        yield b"+"
+
+    with Child(steps) as child:
+        child.step()
+        become_present(file)
+        child.step()
+        assert not is_alone(file)
+
+
+def test_a_failed_look_takes_no_presence_away(path):
+    one, other = OS.open(path, write=True), OS.open(path, write=True)
+    become_present(one)
+    assert not is_alone(other)
+    assert not is_alone(other)
+    be_absent(one)
+    assert is_alone(other)
+
+
+def test_one_save_at_a_time(path):
+    with save_lock(path, None), pytest.raises(LockTimeoutError) as caught, save_lock(path, SOON_S):
+        pass
+    assert (caught.value.path, caught.value.timeout_s, caught.value.owner_pid) == (path, SOON_S, None)
+    with save_lock(path, 0):
+        pass
+
+
+def test_a_save_of_another_thread_is_waited_for(path):
+    def try_once():
+        with save_lock(path, 0):
+            pass
+
+    with save_lock(path, None):
+        assert isinstance(in_thread(try_once), LockTimeoutError)
+    assert in_thread(try_once) is None
+
+
+def test_a_save_of_another_process_is_waited_for_and_ends_with_it(path):
+    def steps():
+        with save_lock(path, None):
+            yield b"+"
+
+    with Child(steps) as child:
+        child.step()
+        with pytest.raises(LockTimeoutError), save_lock(path, SOON_S):
+            pass
+        child.kill()
+        with save_lock(path, 0):
+            pass
+
+
+def test_a_save_that_fails_lets_the_next_one_in(path):
+    with pytest.raises(ZeroDivisionError), save_lock(path, None):
+        raise ZeroDivisionError
+    with save_lock(path, 0):
+        pass
+
+
+def test_a_save_lock_never_vanishes(path):
+    before = OS.identity(path).file
+    for _ in range(3):
+        with save_lock(path, 0):
+            pass
+    assert OS.identity(path).file == before
