@@ -41,9 +41,9 @@ class PartitionKeys:
             if type(name) is not str:
                 raise TypeError(f"partition_keys is a list of field names, found {name!r}")
             if not _is_utf8(name):
-                raise ValueError(f"partition_keys: {name!a} has no UTF-8 form")
+                raise ValueError(f"partition_keys: a lone surrogate in {name!a}, which has no UTF-8 form")
         if sum(map(len, self.names)) > NAMES_CHARS_MAX:
-            raise ValueError(f"partition_keys: together longer than {NAMES_CHARS_MAX} characters")
+            raise ValueError(f"partition_keys: the names are together longer than {NAMES_CHARS_MAX} characters")
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"partition_keys names one or more different fields, found {list(self.names)!r}")
         self._single: Final = self.names[0] if len(self.names) == 1 else None

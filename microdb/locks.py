@@ -255,7 +255,10 @@ def after_fork_in_child() -> None:
 
 
 def is_alone(file: File) -> bool:
-    """Whether nobody else is present on `file`. Under the write lock, which keeps others from becoming it meanwhile."""
+    """Whether nobody else is present on `file`; if somebody is, become it too.
+
+    Under the write lock, which keeps others from becoming present meanwhile.
+    """
     for _ in range(2):
         with contextlib.suppress(BlockingIOError):
             _flock(file.fd, _EXCLUSIVE_NOW)

@@ -26,7 +26,7 @@ def interrupted(body, number):
 
     def trace(frame, event, _):
         code = frame.f_code
-        if f"{os.sep}microdb{os.sep}" not in code.co_filename or code.co_name == "__del__":
+        if f"{os.sep}microdb{os.sep}" not in code.co_filename or is_finalizing(frame):
             return None
         if event == "line":
             kept.append(frame)
@@ -49,6 +49,10 @@ def interrupted(body, number):
     finally:
         sys.settrace(before)
     return left[0] <= 0
+
+
+def is_finalizing(frame):
+    return "__del__" in (frame.f_code.co_name, frame.f_back.f_code.co_name if frame.f_back else None)
 
 
 def upsert(mdb):
