@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+from zlib import crc32
 
 from microdb import snapshot
 from microdb.changes import Change
@@ -21,7 +22,7 @@ from microdb.table import Records, apply
 from microdb.wal.codec import CodecError, decode
 from microdb.wal.format import CRC, CRC_BYTES, Position
 from microdb.wal.log_file import LogFile, open_log, snapshot_hash
-from microdb.wal.reader import HeaderError, later_frames, read_frames
+from microdb.wal.reader import HeaderError, LaterFrame, later_frames, read_frames
 
 __all__ = ["Salvage", "add_arguments", "run", "salvage"]
 
@@ -148,26 +149,36 @@ def _lines(found: Salvage, data: bytes, path: str) -> Iterator[dict[str, object]
 
 
 def _salvage_logs(found: Salvage, keys: PartitionKeys, logs: list[LogFile], snapshot_is: bytes) -> None:
+    """Apply the log that follows the snapshot; if none does, all of them, joined by their sequences."""
     bound = [log for log in logs if log.header.snapshot_hash == snapshot_is]
     if not bound:
         found.notes.append("the snapshot is not the one that the log follows; the log was applied over it")
-    log = (bound or logs)[-1]
-    start = log.header.start
-    data = log.file.read_at(start.offset, log.file.size())
-    for payload in _payloads(found, log, data, start):
-        try:
-            changes: list[Change] = decode(payload, keys)
-        except CodecError as error:
-            found.lost.append(f"{log.file.path}: a batch: {error}")
-            continue
-        apply(changes, found.records)
-        found.frames += 1
+    applied = -1
+    for log in bound[-1:] or logs:
+        start = log.header.start
+        if 0 <= applied < start.sequence:
+            found.lost.append(f"changes {applied + 1} to {start.sequence}: no log holds them")
+        data = log.file.read_at(start.offset, log.file.size())
+        for sequence, payload in _frames(found, log, data, start):
+            if sequence > applied:
+                _apply(found, keys, log, payload)
+                applied = sequence
 
 
-def _payloads(found: Salvage, log: LogFile, data: bytes, start: Position) -> Iterator[memoryview]:
-    """The payloads of every sound frame, in order."""
+def _apply(found: Salvage, keys: PartitionKeys, log: LogFile, payload: memoryview) -> None:
+    try:
+        changes: list[Change] = decode(payload, keys)
+    except CodecError as error:
+        found.lost.append(f"{log.file.path}: a batch: {error}")
+        return
+    apply(changes, found.records)
+    found.frames += 1
+
+
+def _frames(found: Salvage, log: LogFile, data: bytes, start: Position) -> Iterator[tuple[int, memoryview]]:
+    """The sequences and payloads of every sound frame, in order."""
     run = read_frames(data, start)
-    yield from run.payloads
+    yield from enumerate(run.payloads, start.sequence + 1)
     end = run.end
     while run.reason is not None:
         try:
@@ -180,10 +191,18 @@ def _payloads(found: Salvage, log: LogFile, data: bytes, start: Position) -> Ite
         if not later:
             return
         at = resumed - start.offset
-        (seed,) = CRC.unpack_from(data, at - CRC_BYTES)
-        run = read_frames(data[at:], Position(end.generation, resumed, later[0].sequence - 1, seed))
-        yield from run.payloads
+        run = read_frames(data[at:], _before(data, at, resumed, later[0], end))
+        yield from enumerate(run.payloads, later[0].sequence)
         end = run.end
+
+
+def _before(data: bytes, at: int, resumed: int, later: LaterFrame, end: Position) -> Position:
+    """The position before a frame that was found behind damage. Its seed is the crc before it, or should have been."""
+    (seed,) = CRC.unpack_from(data, at - CRC_BYTES)
+    position = Position(end.generation, resumed, later.sequence - 1, seed)
+    if read_frames(data[at:], position, last=later.sequence).payloads:
+        return position
+    return position._replace(crc=crc32(data[end.offset - (resumed - at) : at - CRC_BYTES], end.crc))
 
 
 def _write(found: Salvage, target: str) -> None:

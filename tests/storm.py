@@ -1,7 +1,8 @@
 """The storm: writers killed at random moments and started anew, readers watching, saves going on.
 
-The oracle is the list of acknowledgements that the parent received over pipes, never the database itself. A number is sent after its upsert returned, so what was received was acknowledged; a killed writer may have got one
-further than it could tell.
+The oracle is the list of acknowledgements that the parent received over pipes, never the database itself. A number is
+sent after its upsert returned, so what was received was acknowledged; a killed writer may have got one further than it
+could tell.
 """
 
 import os

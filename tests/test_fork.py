@@ -1,6 +1,7 @@
 """fork, spawn, forkserver: a child works on, and never harms its parent."""
 
 import ctypes
+import functools
 import multiprocessing as mp
 import os
 import signal
@@ -178,7 +179,7 @@ def test_forks_while_threads_are_in_mid_write_lose_nothing(open_db):
     forks = 0
     while any(thread.is_alive() for thread in threads):
         forks += 1
-        assert forked(lambda: child(forks)) == 0
+        assert forked(functools.partial(child, forks)) == 0
     for thread in threads:
         thread.join()
     assert forks > 3

@@ -3,6 +3,8 @@
 import pytest
 
 from microdb.cli import main
+from microdb.files import OS
+from microdb.wal.log_file import create_log
 from walfiles import ids, overwrite
 
 
@@ -46,6 +48,32 @@ def test_frames_behind_a_damaged_one_are_saved_too(ten, repair, new, open_db):
     assert f"{ten.log()}, bytes {at} to {at + length}" in output
     assert everything(ten) == before
     assert ids(open_db(new)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_only_the_frame_whose_crc_is_damaged_is_lost(ten, repair, new, open_db):
+    at, length = ten.frames()[4]
+    overwrite(ten.log(), at + length - 3, b"\xff\xff\xff")
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"bytes {at} to {at + length}: the crc is wrong" in output
+    assert ids(open_db(new)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_logs_that_a_dead_save_left_are_joined(ten, repair, new, open_db):
+    """Neither follows the snapshot, which was edited; the newer holds the last of the changes of the older again."""
+    mdb = open_db()
+    mdb.save()
+    mdb.upsert({"id": "a"})
+    mdb.upsert({"id": "b"})
+    mdb.close()
+    log, _ = create_log(
+        str(ten.log(3)), OS, generation=3, base_sequence=11, bound_to=b"h" * 16, partition_keys=("id",), payloads=[b"x"]
+    )
+    del log
+    ten.snapshot.write_text('[{"id": "edited"}]')
+    code, output = repair("--into", str(new))
+    assert code == 0, output
+    assert ids(open_db(new)) == ["edited", "a", "b"]
 
 
 def test_a_torn_tail_is_listed(ten, repair):
