@@ -542,3 +542,39 @@ def test_threads_that_wait_for_the_disk_share_its_fsyncs(open_db, faulty):
     fsyncs = [name for name, _ in faulty.calls].count("sync_data")
     assert len(mdb) == mdb.stats().sequence == 320
     assert fsyncs < 320
+
+
+def test_a_save_makes_all_durable_before_it_is_in_place_and_its_place_before_it_is_published(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    published = []
+    faulty.on["sync_folder"] = lambda _: published.append(other.stats().generation)
+    faulty.calls.clear()
+    mdb.save()
+    steps = [
+        (name, base if not base.endswith(".tmp") else "aside")
+        for name, base in faulty.calls
+        if name not in ("open", "create", "write_at")
+    ]
+    assert steps == [
+        ("sync", "aside"),  # The snapshot.
+        ("sync_data", "0000000001.log"),
+        ("sync", "aside"),  # The new log.
+        ("sync_data", "0000000001.log"),
+        ("rename", "0000000002.log"),
+        ("sync_folder", "mdb.json.wal"),
+        ("rename", "mdb.json"),
+        ("sync_folder", path.parent.name),
+        ("rename", "0000000001.history"),
+    ]
+    assert published == [1, 1]
+    assert other.stats().generation == 2
+
+
+def test_the_first_to_open_makes_durable_what_a_dead_process_could_not(open_db, path, faulty):
+    path.write_text('[{"id": "by hand"}]')
+    open_db(files=faulty)
+    steps = [call for call in faulty.calls if call[0] in ("sync", "sync_folder", "rename")]
+    assert ("sync_folder", path.parent.name) in steps
+    assert steps.index(("sync", "mdb.json")) < steps.index(("rename", "0000000001.log"))
+    assert steps[-1] == ("sync_folder", "mdb.json.wal")
