@@ -9,6 +9,10 @@ import pytest
 import microdb
 from walfiles import Wal
 
+# Children and a loaded machine make times mean nothing, and so does coverage.
+settings.register_profile("microdb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("microdb")
+
 DATA = Path(__file__).parent / "data"
 
 
