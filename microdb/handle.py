@@ -249,8 +249,8 @@ class Handle:
         """This batch, and all that other threads have waiting; whoever waits for one of them leaves it to us now."""
         self._withdraw(commit)
         group = [commit]
-        with contextlib.suppress(IndexError):
-            while True:
+        while self._waiting:
+            with contextlib.suppress(IndexError):  # It has just withdrawn.
                 group.append(self._waiting.popleft())
         return group
 
@@ -263,7 +263,8 @@ class Handle:
         return True
 
     def _leave(self, commit: _Commit, lock: WriteLock, level: Level) -> None:
-        self._withdraw(commit)
+        if self._waiting:
+            self._withdraw(commit)
         if lock.writing is commit:
             lock.writing = None
         lock.return_to(level)

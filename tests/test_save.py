@@ -578,3 +578,49 @@ def test_the_first_to_open_makes_durable_what_a_dead_process_could_not(open_db, 
     assert ("sync_folder", path.parent.name) in steps
     assert steps.index(("sync", "mdb.json")) < steps.index(("rename", "0000000001.log"))
     assert steps[-1] == ("sync_folder", "mdb.json.wal")
+
+
+def test_a_reader_sees_all_after_a_saver_died_between_its_two_renames(open_db, path):
+    mdb = open_db()
+    mdb.upsert(A)
+    mdb.save()
+    mdb.upsert(B)
+
+    def child():
+        faulty = Faulty()
+        saver = microdb.MicroDB(path, ["id"], files=faulty)
+        faulty.on["sync_folder"] = only(str(path.parent), die)
+        saver.save()
+
+    assert forked(child) == 9
+    assert json.loads(path.read_text()) == [A, B], "the snapshot is in place, and not published"
+    reader = open_db(read_only=True)
+    assert list(reader) == [("a",), ("b",)]
+    opener = open_db()
+    assert list(opener) == [("a",), ("b",)]
+    mdb.upsert({"id": "c"})
+    assert list(reader) == list(opener) == list(mdb) == [("a",), ("b",), ("c",)]
+    assert mdb.stats().repairs == 1
+
+
+def test_a_write_that_was_taken_along_before_its_time_was_up_is_no_timeout(open_db, faulty):
+    mdb = open_db(files=faulty, durability="power", timeout=0.3)
+    results = {}
+
+    def write(name):
+        try:
+            results[name] = mdb.upsert({"id": name})
+        except microdb.LockTimeoutError as error:
+            results[name] = error
+
+    faulty.on["sync_data"] = lambda _: threading.Event().wait(1)  # A disk slower than the time-out.
+    threads = [threading.Thread(target=write, args=(name,)) for name in "xy"]
+    with mdb.lock():
+        for thread in threads:
+            thread.start()
+        while len(mdb._waiting) < 2:
+            threading.Event().wait(0.001)
+    for thread in threads:
+        thread.join()
+    assert results == {"x": None, "y": None}
+    assert sorted(mdb) == [("x",), ("y",)]
