@@ -92,6 +92,7 @@ class _Reader:
         """Whether a comma stood before the bracket that closed last."""
 
     def elements(self) -> Iterator[tuple[int, Any]]:
+        """The byte offset and the value of each element of the list."""
         token = next(self.tokens)
         if token["open"] != b"[":
             raise self._unexpected(token, "the [ of a list")

@@ -1,5 +1,6 @@
 """Saving: others go on meanwhile, the log is compacted, and an error changes nothing."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -86,6 +87,27 @@ def faulty():
     return Faulty()
 
 
+@contextlib.contextmanager
+def save_that_waits(mdb, faulty):
+    """A save in another thread, which has begun to write its files and goes on when the block ends."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def pause(path):
+        if path.endswith(".tmp"):
+            entered.set()
+            assert go_on.wait(60)
+
+    faulty.on["create"] = pause
+    saver = threading.Thread(target=mdb.save)
+    saver.start()
+    try:
+        assert entered.wait(60)
+        yield
+    finally:
+        go_on.set()
+        saver.join()
+
+
 def listing(path):
     return sorted(file.name for file in (path.parent / (path.name + ".wal")).iterdir())
 
@@ -137,22 +159,10 @@ def test_a_reader_whose_history_is_gone_loads_anew(open_db, path):
 def test_writers_go_on_while_a_save_writes_and_nothing_of_theirs_is_lost(open_db, faulty):
     mdb, other = open_db(files=faulty), open_db()
     mdb.upsert(A)
-    entered, go_on = threading.Event(), threading.Event()
-
-    def pause(path):
-        if path.endswith(".tmp"):
-            entered.set()
-            assert go_on.wait(60)
-
-    faulty.on["create"] = pause
-    saver = threading.Thread(target=mdb.save)
-    saver.start()
-    assert entered.wait(60)
-    other.upsert(B)
-    other.delete(("a",))
-    mdb.upsert({"id": "c"})
-    go_on.set()
-    saver.join()
+    with save_that_waits(mdb, faulty):
+        other.upsert(B)
+        other.delete(("a",))
+        mdb.upsert({"id": "c"})
     assert list(mdb) == list(other) == [("b",), ("c",)]
     assert mdb.stats().generation == 2
     mdb.close()
@@ -163,22 +173,9 @@ def test_writers_go_on_while_a_save_writes_and_nothing_of_theirs_is_lost(open_db
 def test_a_save_inside_a_lock_waits_for_no_other_and_makes_the_other_give_up(open_db, faulty):
     mdb, other = open_db(files=faulty), open_db()
     mdb.upsert(A)
-    entered, go_on = threading.Event(), threading.Event()
-
-    def pause(path):
-        if path.endswith(".tmp"):
-            entered.set()
-            assert go_on.wait(60)
-
-    faulty.on["create"] = pause
-    saver = threading.Thread(target=mdb.save)
-    saver.start()
-    assert entered.wait(60)
-    with other.lock():
+    with save_that_waits(mdb, faulty), other.lock():
         other.upsert(B)
         other.save()
-    go_on.set()
-    saver.join()
     stats = mdb.stats()
     assert (stats.generation, stats.saves, stats.records) == (2, 1, 2)
 
@@ -406,22 +403,10 @@ def test_a_new_snapshot_keeps_the_permissions_of_the_old_one(open_db, path):
 def test_a_save_that_waits_for_another_gives_up_in_time(open_db, faulty):
     mdb, other = open_db(files=faulty), open_db()
     mdb.upsert(A)
-    entered, go_on = threading.Event(), threading.Event()
-
-    def pause(path):
-        if path.endswith(".tmp"):
-            entered.set()
-            assert go_on.wait(60)
-
-    faulty.on["create"] = pause
-    saver = threading.Thread(target=mdb.save)
-    saver.start()
-    assert entered.wait(60)
-    with pytest.raises(microdb.LockTimeoutError) as caught:
-        other.save(timeout=0.05)
-    assert caught.value.path.endswith("save.lock")
-    go_on.set()
-    saver.join()
+    with save_that_waits(mdb, faulty):
+        with pytest.raises(microdb.LockTimeoutError) as caught:
+            other.save(timeout=0.05)
+        assert caught.value.path.endswith("save.lock")
 
 
 def test_the_log_is_saved_by_itself_when_it_has_outgrown_its_bound(open_db, path):

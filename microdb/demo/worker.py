@@ -113,6 +113,7 @@ class _StopFlag:
 
     @classmethod
     def listening(cls) -> "_StopFlag":
+        """A flag that SIGTERM sets."""
         flag = cls()
         signal.signal(signal.SIGTERM, flag._set)
         # Ctrl-C reaches every process of the terminal; what it means is for the parent to say.
@@ -132,6 +133,7 @@ class _Worker:
         self._known: list[tuple[Key, Record]] = []
 
     def run(self, tasks: Connection) -> None:
+        """Index one module after another until there are no more, or it is told to stop."""
         while not self._stop.is_set:
             try:
                 task: Task = tasks.recv()
