@@ -12,25 +12,23 @@ import contextlib
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from microdb import forks, snapshot
+from microdb.auto_save import AutoSave
 from microdb.changes import Change
+from microdb.commits import Commit, CommitQueue
 from microdb.errors import (
     ClosedError,
     CorruptError,
     FailedError,
-    GridError,
-    LockTimeoutError,
     MicroDBError,
     ReadOnlyError,
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import Held, Level, WriteLock
+from microdb.locks import Held
 from microdb.recovery import recover
 from microdb.save import Encode, save
 from microdb.table import Records, apply
@@ -52,15 +50,6 @@ _CLOSED: Final = -1
 _DETACHED: Final = 0
 _IS_CLOSED: Final = "this handle is closed; open another one"
 _CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
-
-
-@dataclass(slots=True, eq=False)
-class _Commit:
-    """One batch on its way into the log."""
-
-    payload: bytes
-    changes: Sequence[Change]
-    done: bool = False
 
 
 class LockHeld(Held):
@@ -97,10 +86,8 @@ class Handle:
         self._sync = sync
         self._read_only = read_only
         self._timeout_s = timeout_s
-        self._auto_save_bytes = auto_save_bytes
-        self._save_above = auto_save_bytes if auto_save_bytes is not None else float("inf")
-        self._saver: threading.Thread | None = None
-        self._waiting: deque[_Commit] = deque()
+        self._auto_save = AutoSave(log, auto_save_bytes, timeout_s)
+        self._commits = CommitQueue()
         self._transaction: Transaction | None = None
         self._table_lock = threading.RLock()
         self._records: Records = {}
@@ -210,66 +197,29 @@ class Handle:
 
     def _append(self, payload: bytes, changes: Sequence[Change]) -> None:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
-        commit = _Commit(payload, changes)
+        commit = Commit(payload, changes)
         lock = self._log.lock
         level = lock.level()
         try:
             try:
-                self._waiting.append(commit)
-                left_s = self._enter_queue(commit, lock)
+                left_s = self._commits.enter(commit, lock, self._timeout_s)
                 if not commit.done:
                     lock.acquire(left_s)
                     self._prepare_locked()
                     lock.writing = commit
                     # Inside lock() nobody else's changes may come between.
-                    self._append_locked([commit] if level.depth > 0 else self._with_all_waiting(commit))
+                    self._append_locked([commit] if level.depth > 0 else self._commits.take_all(commit))
             finally:
-                self._leave(commit, lock, level)
+                self._commits.leave(commit, lock, level)
         except BaseException:
             # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
-            self._leave(commit, lock, level)
+            self._commits.leave(commit, lock, level)
             raise
         position = self._position
-        if position is not None and position.offset > self._save_above:
-            self._consider_save(position)
+        if position is not None and position.offset > self._auto_save.above:
+            self._auto_save.consider(position.offset, self)
 
-    def _enter_queue(self, commit: _Commit, lock: WriteLock) -> float | None:
-        try:
-            return lock.enter_queue(self._timeout_s)
-        except LockTimeoutError:
-            if self._withdraw(commit):
-                raise
-            # Whoever is writing has taken it along: what becomes of it is known in a moment.
-            lock.enter_queue(None)
-            if commit.done:
-                return None
-            raise
-
-    def _with_all_waiting(self, commit: _Commit) -> list[_Commit]:
-        """This batch, and all that other threads have waiting; whoever waits for one of them leaves it to us now."""
-        self._withdraw(commit)
-        group = [commit]
-        while self._waiting:
-            with contextlib.suppress(IndexError):  # It has just withdrawn.
-                group.append(self._waiting.popleft())
-        return group
-
-    def _withdraw(self, commit: _Commit) -> bool:
-        """Whether nobody had taken it yet."""
-        try:
-            self._waiting.remove(commit)
-        except ValueError:
-            return False
-        return True
-
-    def _leave(self, commit: _Commit, lock: WriteLock, level: Level) -> None:
-        if self._waiting:
-            self._withdraw(commit)
-        if lock.writing is commit:
-            lock.writing = None
-        lock.return_to(level)
-
-    def _append_locked(self, group: list[_Commit]) -> None:
+    def _append_locked(self, group: list[Commit]) -> None:
         before = self._position
         if before is None:
             raise AssertionError("whoever has caught up has a position")
@@ -367,49 +317,14 @@ class Handle:
             position = self._position
             return list(self._records.values()), position
 
+    def log_bytes(self) -> int:
+        """How long the log is now."""
+        with self._whole():
+            return 0 if self._position is None else self._position.offset
+
     def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:
         if isinstance(self._log, FileLog):
             save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
-
-    def _consider_save(self, position: Position) -> None:
-        """Save in the background if the log is longer than twice the snapshot, too."""
-        if self._auto_save_bytes is None or not isinstance(self._log, FileLog):
-            return
-        identity = self._log.files.identity(self._log.paths.snapshot)
-        bound = max(self._auto_save_bytes, 2 * identity.size if identity is not None else 0)
-        with self._table_lock:
-            if position.offset <= bound:
-                self._save_above = bound
-            elif self._saver is None or not self._saver.is_alive():
-                self._save_above = position.offset + self._auto_save_bytes
-                saver = threading.Thread(target=self._auto_save, name="microdb-save")
-                try:
-                    saver.start()
-                except RuntimeError:
-                    _LOG.warning("%s: no thread can be started to save; the log goes on growing", self._log.name)
-                else:
-                    self._saver = saver
-
-    def _auto_save(self) -> None:
-        try:
-            with self._whole():
-                pass
-            if self._position is None or self._position.offset <= (self._auto_save_bytes or 0):
-                return  # Another process has saved meanwhile.
-            self._save(self._encode_as_found, timeout_s=self._timeout_s, save_timeout_s=0)
-            self._save_above = self._auto_save_bytes or 0
-        except (LockTimeoutError, ClosedError) as error:
-            _LOG.debug("%s: no automatic save: %s", self._log.name, error)
-        except (OSError, MicroDBError):
-            _LOG.warning("%s: the automatic save failed; the log goes on growing", self._log.name, exc_info=True)
-
-    def _encode_as_found(self, records: Sequence[Record]) -> Iterator[bytes]:
-        """In the form that the snapshot has, if the records still fit it."""
-        found = self._log.snapshot_begins() if isinstance(self._log, FileLog) else b""
-        if snapshot.is_grid(found):
-            with contextlib.suppress(GridError):
-                return snapshot.encode_grid(records)
-        return snapshot.encode_list(records)
 
     # Opening, closing, forking.
 
@@ -465,9 +380,7 @@ class Handle:
             return
         if self._log.lock.is_mine():
             raise TransactionError("close() inside lock() or transaction(); close it when that has ended")
-        saver = self._saver
-        if saver is not None and saver is not threading.current_thread():
-            saver.join()
+        self._auto_save.wait()
         with self._table_lock:
             attached = self._pid == os.getpid()
             self._pid = _CLOSED
@@ -494,8 +407,8 @@ class Handle:
         """
         self._table_lock = threading.RLock()
         self._attaching = threading.Lock()
-        self._waiting = deque()
-        self._saver = None
+        self._commits = CommitQueue()
+        self._auto_save.forget_thread()
         if self._pid == _CLOSED:
             return
         self._pid = _DETACHED

@@ -119,8 +119,8 @@ def scan(log: FileLog, header_file: File | None) -> Found:
     file = log.files.open_if_exists(log.paths.snapshot)
     data = None if file is None else file.read_all()
     exists = log.files.identity(log.paths.folder) is not None
-    generations = log.generations("log") if exists else []
-    history = log.generations("history") if exists else []
+    generations = log.generations.numbers("log") if exists else []
+    history = log.generations.numbers("history") if exists else []
     boot_id = log.files.boot_id()
     current = header_file is not None and header.is_current(log.words, header_file, boot_id)
     return Found(
@@ -141,7 +141,7 @@ def _head(log: FileLog) -> Head:
 
 def _scan_log(log: FileLog, generation: int) -> Scanned:
     opened = open_log(log.files.open(log.paths.log(generation), write=not log.read_only))
-    log.check_keys(opened)
+    log.generations.check_keys(opened)
     if opened.header.generation != generation:
         raise CorruptError(opened.file.path, f"this is the log of generation {opened.header.generation}. {_REPAIR}")
     start = opened.header.start
@@ -235,11 +235,11 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
     for dead in decision.dead:
         log.files.unlink(dead.log.file.path)
     for inside_lock in (False, True):
-        log.remove_temporaries(inside_lock=inside_lock)
+        log.generations.remove_temporaries(inside_lock=inside_lock)
     header.rebuild(log.words, header_file, found.boot_id, end=end, salt=salt, poisoned=poisoned)
     if torn:
         log.words[TORN] += 1
-    log.retire(end.generation - 1)
+    log.generations.retire(end.generation - 1)
     return Start(found.snapshot, payloads, end, end.head)
 
 

@@ -84,7 +84,7 @@ def save(
     is_inside = log.lock.is_mine()
     with contextlib.nullcontext() if is_inside else save_lock(log.paths.save_lock, save_timeout_s):
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
-        log.remove_temporaries(inside_lock=is_inside)
+        log.generations.remove_temporaries(inside_lock=is_inside)
         with Held(log.lock, timeout_s):
             records, start = source.capture()
         pieces = encode(records)
@@ -113,7 +113,7 @@ def _draft(
     found = NO_SNAPSHOT if old is None else old.digest(HASH_BYTES)
     snapshot, new_hash = _write_aside(log.files, snapshot_path, pieces, log.paths.snapshot, temporaries)
     try:
-        _sync_old(log, log.open_generation(start.generation))
+        _sync_old(log, log.generations.open(start.generation))
         payloads, covers = log.read(start, log.words[HEAD])
     except GoneError:
         return None
@@ -139,7 +139,7 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
     head = log.words[HEAD]
     if split_head(head)[0] != draft.covers.generation:
         return False
-    old = log.open_generation(draft.covers.generation)
+    old = log.generations.open(draft.covers.generation)
     is_known = draft.replaces_hash == old.header.snapshot_hash
     if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)

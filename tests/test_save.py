@@ -152,7 +152,7 @@ def test_a_reader_whose_history_is_gone_loads_anew(open_db, path):
         if name.endswith("history"):
             os.unlink(f"{path}.wal/{name}")
     mdb.upsert({"id": "last"})
-    reader._log._current = None
+    reader._log.generations.last = None
     assert list(reader) == list(mdb)
 
 
@@ -427,7 +427,7 @@ def test_auto_save_can_be_turned_off(open_db):
     for n in range(100):
         mdb.upsert({"id": n, "text": "x" * 100})
     assert mdb.stats().saves == 0
-    assert mdb._saver is None
+    assert mdb._auto_save._thread is None
 
 
 def test_an_automatic_save_keeps_the_form_of_the_snapshot_while_it_can(open_db, path):
@@ -436,13 +436,13 @@ def test_an_automatic_save_keeps_the_form_of_the_snapshot_while_it_can(open_db, 
     mdb.save_as_grid()
     for n in range(100):
         mdb.upsert({"id": "a", "n": n})
-    mdb._saver.join()
+    mdb._auto_save.wait()
     assert json.loads(path.read_text())[0] == ["id", "n"]
     saves = mdb.stats().saves
     mdb.upsert({"id": "no n"})
     while mdb.stats().saves == saves:
         mdb.upsert(A)
-    mdb._saver.join()
+    mdb._auto_save.wait()
     assert isinstance(json.loads(path.read_text())[0], dict)
 
 
@@ -452,13 +452,13 @@ def test_a_failed_automatic_save_is_logged_and_the_writer_goes_on(open_db, fault
     with caplog.at_level(logging.WARNING, "microdb"):
         for n in range(50):
             mdb.upsert({"id": n, "text": "x" * 100})
-        mdb._saver.join()
+        mdb._auto_save.wait()
     assert "the automatic save failed" in caplog.text
     assert len(mdb) == 50
     faulty.on.clear()
     for n in range(50):
         mdb.upsert({"id": n, "text": "x" * 100})
-    mdb._saver.join()
+    mdb._auto_save.wait()
     assert mdb.stats().saves >= 1
 
 
@@ -603,7 +603,7 @@ def test_a_write_that_was_taken_along_before_its_time_was_up_is_no_timeout(open_
     with mdb.lock():
         for thread in threads:
             thread.start()
-        while len(mdb._waiting) < 2:
+        while len(mdb._commits) < 2:
             threading.Event().wait(0.001)
     for thread in threads:
         thread.join()

@@ -8,7 +8,6 @@ Invariants, under the write lock and with the dirty word clear:
 """
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,18 +34,13 @@ from microdb.locks import (
 from microdb.paths import Paths
 from microdb.wal import header
 from microdb.wal.format import DURABLE_BEFORE, HASH_BYTES, NO_SNAPSHOT, OFFSET_MAX, Position, head_of, split_head
+from microdb.wal.generations import HISTORY_BYTES, Generations
 from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES, OWNER, POISONED, REPAIRS, SAVES
 from microdb.wal.log import GoneError, Payload, Start
-from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log, snapshot_hash
+from microdb.wal.log_file import LogFile, frames_to, open_log, snapshot_hash
 from microdb.wal.writer import write_frames
 
-__all__ = ["HISTORY_BYTES", "FileLog", "Recover"]
-
-HISTORY_BYTES: Final = 16 << 20
-HISTORY_LOGS: Final = 64
-"""How much of the logs before the current one is kept for slow readers, and how many of them."""
-
-_LOG: Final = logging.getLogger("microdb")
+__all__ = ["FileLog", "Recover"]
 
 _LOOK_EVERY_S: Final = 1.0
 _RETRY_S: Final = 0.001
@@ -69,6 +63,7 @@ class FileLog:
         lock: The write lock, shared by all handles of this process on this database.
         paths: Its file names.
         files: The file system.
+        generations: Its logs.
         keys: The partition keys.
         read_only: Whether this handle must write nothing.
     """
@@ -92,9 +87,8 @@ class FileLog:
         self.words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
         self.lock = WriteLock()
         self.header_file: File | None = None
-        self._history_bytes = history_bytes
         self._lock_file: File | None = None
-        self._current: LogFile | None = None
+        self.generations = Generations(paths, keys, files, read_only=read_only, history_bytes=history_bytes)
         self._looked_at_s = 0.0
         self._is_followed = True
         self._home: tuple[int, int] | None = None
@@ -111,7 +105,7 @@ class FileLog:
         first = self._home is None
         if first and self.files.make_folder(self.paths.folder):
             self.files.sync_folder(self.paths.parent)
-        self._current = None
+        self.generations.last = None
         self._lock_file = self.files.open(self.paths.lock, write=True, create=first)
         self.lock = shared_write_lock(self._lock_file)
         self.lock.tell_owner_in(self._owner_words())
@@ -190,7 +184,8 @@ class FileLog:
 
         A thread that the fork left behind may still refer to them, so they are closed, not dropped.
         """
-        for file in (self._lock_file, self.header_file, self._current and self._current.file):
+        last = self.generations.last
+        for file in (self._lock_file, self.header_file, last and last.file):
             if file is not None:
                 file.close()
         self._drop()
@@ -198,7 +193,7 @@ class FileLog:
     def _drop(self) -> None:
         self.header_file = None
         self._lock_file = None
-        self._current = None
+        self.generations.last = None
         self.lock = WriteLock()
 
     def close(self) -> None:
@@ -254,7 +249,7 @@ class FileLog:
         generation = split_head(head)[0]
         for candidate in (generation + 1, generation):
             with contextlib.suppress(ConflictError, GoneError):
-                log = self.open_generation(candidate)
+                log = self.generations.open(candidate)
                 size = log.file.size() if candidate > generation else split_head(head)[1]
                 pair = _Pair(log, self.files.open_if_exists(self.paths.snapshot), head_of(candidate, size))
                 return self._read_pair(pair)._replace(head=head)
@@ -265,7 +260,7 @@ class FileLog:
 
     def _open_pair(self) -> _Pair:
         head = self.words[HEAD]
-        self._current = log = self.open_generation(split_head(head)[0])
+        self.generations.last = log = self.generations.open(split_head(head)[0])
         return _Pair(log, self.files.open_if_exists(self.paths.snapshot), head)
 
     def _read_pair(self, pair: _Pair) -> Start:
@@ -280,53 +275,13 @@ class FileLog:
 
     def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
         """The batches from a position to a published head, across the saves that came in between."""
-        generation, offset = split_head(head)
-        payloads: list[Payload] = []
-        while after.generation < generation:
-            following = self.open_generation(after.generation + 1)
-            base = following.header.base_sequence
-            if base > after.sequence:
-                payloads += frames_until(self._log_of(after.generation), after, base).payloads
-            after = frames_until(following, following.header.start, max(after.sequence, base)).end
-            self._current = following
-        more, end = frames_to(self._log_of(after.generation), after, offset)
-        return [*payloads, *more] if payloads else more, end
-
-    def open_generation(self, generation: int) -> LogFile:
-        """The log of a generation, current or history. Raises GoneError if it is not kept."""
-        # A save renames a log to history; the name that is gone now may be there under the other one by then.
-        for path in (self.paths.log(generation), self.paths.history(generation)):
-            with contextlib.suppress(FileNotFoundError):
-                log = open_log(self.files.open(path, write=not self.read_only))
-                self.check_keys(log)
-                return log
-        raise GoneError(generation)
-
-    def check_keys(self, log: LogFile) -> None:
-        """Raises StorageError if the log is keyed by other fields."""
-        if log.header.partition_keys != self.keys.names:
-            raise StorageError(
-                log.file.path,
-                f"keyed by {list(log.header.partition_keys)}, opened with partition_keys={list(self.keys.names)}; "
-                "open it with its own keys, or upsert its records into a database of another name",
-            )
-
-    def _log_of(self, generation: int) -> LogFile:
-        current = self._current
-        if current is None or current.header.generation != generation:
-            self._current = current = self.open_generation(generation)
-        return current
-
-    def snapshot_begins(self) -> bytes:
-        """The first bytes of the snapshot."""
-        file = self.files.open_if_exists(self.paths.snapshot)
-        return b"" if file is None else file.read_at(0, 64)
+        return self.generations.read(after, head)
 
     # Writing, under the lock.
 
-    def _current_log(self, generation: int) -> LogFile:
+    def _current(self, generation: int) -> LogFile:
         try:
-            return self._log_of(generation)
+            return self.generations.get(generation)
         except GoneError:
             raise _replaced(self.paths.log(generation)) from None
 
@@ -356,15 +311,16 @@ class FileLog:
         """As `look`, at the log too."""
         self.look()
         generation = split_head(self.words[HEAD])[0]
-        if self._current is not None and self._current.header.generation == generation:
-            _check_place(self.files, self._current.file, self.paths.log(generation))
+        last = self.generations.last
+        if last is not None and last.header.generation == generation:
+            _check_place(self.files, last.file, self.paths.log(generation))
         self._looked_at_s = time.monotonic()
 
     def repair(self) -> None:
         """Roll back the write that its owner did not finish, or finish its save if the snapshot is in place."""
         generation, offset = split_head(self.words[HEAD])
         if not self._finish_save(generation):
-            log = self._current_log(generation)
+            log = self._current(generation)
             if log.file.size() > offset:
                 log.file.truncate(offset)
             self.words[DURABLE] = min(self.words[DURABLE], offset)
@@ -395,7 +351,7 @@ class FileLog:
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
         words = self.words
-        log = self._current_log(after.generation)
+        log = self._current(after.generation)
         file = log.file
         flags = DURABLE_BEFORE if words[DURABLE] == after.offset else 0
         data, end = write_frames(payloads, after, flags=flags)
@@ -425,7 +381,7 @@ class FileLog:
         self.look()
         generation, offset = split_head(head)
         try:
-            log = self.open_generation(generation)
+            log = self.generations.open(generation)
         except GoneError:
             if split_head(self.words[HEAD])[0] == generation:
                 raise _replaced(self.paths.log(generation)) from None
@@ -451,36 +407,7 @@ class FileLog:
         words[DURABLE] = size
         header.publish(words, generation, size, salt)
         words[SAVES] += 1
-        self.retire(generation - 1)
-
-    def retire(self, newest: int) -> None:
-        """Rename logs up to a generation to history, and delete the oldest history above the bound.
-
-        If that fails it is logged: nothing depends on it, and the next save or recovery does it again.
-        """
-        try:
-            for generation in self.generations("log"):
-                if generation <= newest:
-                    self.files.rename(self.paths.log(generation), self.paths.history(generation))
-            kept = 0
-            for count, generation in enumerate(reversed(self.generations("history")), 1):
-                identity = self.files.identity(self.paths.history(generation))
-                kept += identity.size if identity is not None else 0
-                if kept > self._history_bytes or count > HISTORY_LOGS:
-                    self.files.unlink(self.paths.history(generation))
-        except OSError as error:
-            _LOG.warning("%s: old logs could not be put away: %s", self.paths.folder, error)
-
-    def remove_temporaries(self, *, inside_lock: bool) -> None:
-        """Remove what dead savers left: those that saved inside the write lock, or the others."""
-        for name in self.files.names(self.paths.folder):
-            if self.paths.is_temporary(name, inside_lock=inside_lock):
-                self.files.unlink(os.path.join(self.paths.folder, name))
-
-    def generations(self, kind: str) -> list[int]:
-        """Which logs there are, in order: the ``log`` or the ``history`` ones."""
-        names = self.files.names(self.paths.folder)
-        return [number for name in names if (number := self.paths.generation_of(name, kind)) is not None]
+        self.generations.retire(generation - 1)
 
 
 Recover = Callable[[FileLog, File | None], Start]

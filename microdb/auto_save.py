@@ -1,0 +1,99 @@
+"""Save in the background when the log has outgrown its bounds."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+from microdb import snapshot
+from microdb.errors import ClosedError, GridError, LockTimeoutError, MicroDBError
+from microdb.save import Encode, Source, save
+from microdb.values import Record
+from microdb.wal.file_log import FileLog
+from microdb.wal.memory_log import MemoryLog
+
+__all__ = ["AutoSave", "Growing"]
+
+_LOG: Final = logging.getLogger("microdb")
+
+
+class Growing(Source, Protocol):
+    """What an automatic save asks of the handle whose table it writes."""
+
+    def log_bytes(self) -> int:
+        """How long the log is now."""
+        ...
+
+
+class AutoSave:
+    """The automatic saves of one handle: one thread at a time, when the log is longer than twice the snapshot, too.
+
+    Attributes:
+        above: The offset in the log beyond which `consider` is worth a call.
+    """
+
+    def __init__(self, log: FileLog | MemoryLog, min_bytes: int | None, timeout_s: float | None) -> None:
+        """Save above `min_bytes`; None: never."""
+        self._log = log
+        self._min_bytes = min_bytes
+        self._timeout_s = timeout_s
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.above = min_bytes if min_bytes is not None else float("inf")
+
+    def consider(self, offset: int, growing: Growing) -> None:
+        """Begin a save if a log that ends at `offset` is worth one."""
+        if self._min_bytes is None or not isinstance(self._log, FileLog):
+            return
+        identity = self._log.files.identity(self._log.paths.snapshot)
+        bound = max(self._min_bytes, 2 * identity.size if identity is not None else 0)
+        with self._starting:
+            if offset <= bound:
+                self.above = bound
+            elif self._thread is None or not self._thread.is_alive():
+                self.above = offset + self._min_bytes
+                thread = threading.Thread(
+                    target=self._run, args=(self._log, self._min_bytes, growing), name="microdb-save"
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    _LOG.warning("%s: no thread can be started to save; the log goes on growing", self._log.name)
+                else:
+                    self._thread = thread
+
+    def wait(self) -> None:
+        """Return once no save is going on in the background."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def forget_thread(self) -> None:
+        """In the child of a fork, where no thread of its parent goes on."""
+        self._starting = threading.Lock()
+        self._thread = None
+
+    def _run(self, log: FileLog, min_bytes: int, growing: Growing) -> None:
+        try:
+            if growing.log_bytes() <= min_bytes:
+                return  # Another process has saved meanwhile.
+            save(growing, log, _same_form(log), timeout_s=self._timeout_s, save_timeout_s=0)
+            self.above = min_bytes
+        except (LockTimeoutError, ClosedError) as error:
+            _LOG.debug("%s: no automatic save: %s", log.name, error)
+        except (OSError, MicroDBError):
+            _LOG.warning("%s: the automatic save failed; the log goes on growing", log.name, exc_info=True)
+
+
+def _same_form(log: FileLog) -> Encode:
+    """An encoder to the form that the snapshot has, if the records still fit it."""
+
+    def encode(records: Sequence[Record]) -> Iterator[bytes]:
+        found = log.files.open_if_exists(log.paths.snapshot)
+        if found is not None and snapshot.is_grid(found.read_at(0, 64)):
+            with contextlib.suppress(GridError):
+                return snapshot.encode_grid(records)
+        return snapshot.encode_list(records)
+
+    return encode

@@ -1,0 +1,108 @@
+"""The logs of a database by their generations: the current one, those that were saved over, what nobody needs."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from microdb.errors import StorageError
+from microdb.files import Files
+from microdb.keys import PartitionKeys
+from microdb.paths import Paths
+from microdb.wal.format import Position, split_head
+from microdb.wal.log import GoneError, Payload
+from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log
+
+__all__ = ["HISTORY_BYTES", "Generations"]
+
+HISTORY_BYTES: Final = 16 << 20
+HISTORY_LOGS: Final = 64
+"""How much of the logs before the current one is kept for slow readers, and how many of them."""
+
+_LOG: Final = logging.getLogger("microdb")
+
+
+class Generations:
+    """The log files of one database.
+
+    Attributes:
+        last: The log that was used last, kept open; None after a fork.
+    """
+
+    def __init__(self, paths: Paths, keys: PartitionKeys, files: Files, *, read_only: bool, history_bytes: int) -> None:
+        self.last: LogFile | None = None
+        self._paths = paths
+        self._keys = keys
+        self._files = files
+        self._read_only = read_only
+        self._history_bytes = history_bytes
+
+    def numbers(self, kind: str) -> list[int]:
+        """Which logs there are, in order: the ``log`` or the ``history`` ones."""
+        names = self._files.names(self._paths.folder)
+        return [number for name in names if (number := self._paths.generation_of(name, kind)) is not None]
+
+    def open(self, generation: int) -> LogFile:
+        """The log of a generation, current or history. Raises GoneError if it is not kept."""
+        # A save renames a log to history; the name that is gone now may be there under the other one by then.
+        for path in (self._paths.log(generation), self._paths.history(generation)):
+            with contextlib.suppress(FileNotFoundError):
+                log = open_log(self._files.open(path, write=not self._read_only))
+                self.check_keys(log)
+                return log
+        raise GoneError(generation)
+
+    def get(self, generation: int) -> LogFile:
+        """As `open`, without opening it again if it was the last one."""
+        last = self.last
+        if last is None or last.header.generation != generation:
+            self.last = last = self.open(generation)
+        return last
+
+    def check_keys(self, log: LogFile) -> None:
+        """Raises StorageError if the log is keyed by other fields."""
+        if log.header.partition_keys != self._keys.names:
+            raise StorageError(
+                log.file.path,
+                f"keyed by {list(log.header.partition_keys)}, opened with partition_keys={list(self._keys.names)}; "
+                "open it with its own keys, or upsert its records into a database of another name",
+            )
+
+    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+        """The batches from a position to a published head, across the saves that came in between."""
+        generation, offset = split_head(head)
+        payloads: list[Payload] = []
+        while after.generation < generation:
+            following = self.open(after.generation + 1)
+            base = following.header.base_sequence
+            if base > after.sequence:
+                payloads += frames_until(self.get(after.generation), after, base).payloads
+            after = frames_until(following, following.header.start, max(after.sequence, base)).end
+            self.last = following
+        more, end = frames_to(self.get(after.generation), after, offset)
+        return [*payloads, *more] if payloads else more, end
+
+    def retire(self, newest: int) -> None:
+        """Rename logs up to a generation to history, and delete the oldest history above the bound.
+
+        If that fails it is logged: nothing depends on it, and the next save or recovery does it again.
+        """
+        try:
+            for generation in self.numbers("log"):
+                if generation <= newest:
+                    self._files.rename(self._paths.log(generation), self._paths.history(generation))
+            kept = 0
+            for count, generation in enumerate(reversed(self.numbers("history")), 1):
+                identity = self._files.identity(self._paths.history(generation))
+                kept += identity.size if identity is not None else 0
+                if kept > self._history_bytes or count > HISTORY_LOGS:
+                    self._files.unlink(self._paths.history(generation))
+        except OSError as error:
+            _LOG.warning("%s: old logs could not be put away: %s", self._paths.folder, error)
+
+    def remove_temporaries(self, *, inside_lock: bool) -> None:
+        """Remove what dead savers left: those that saved inside the write lock, or the others."""
+        for name in self._files.names(self._paths.folder):
+            if self._paths.is_temporary(name, inside_lock=inside_lock):
+                self._files.unlink(os.path.join(self._paths.folder, name))
