@@ -162,10 +162,18 @@ def decide(found: Found, log: FileLog) -> Decision:
     if chosen is None or (found.head is not None and found.head.generation > chosen.generation):
         return _decide_edited(found, log)
     newer = tuple(one for one in found.logs if one.generation > chosen.generation)
-    if any(one.run.end.sequence > chosen.run.end.sequence for one in newer):
+    if any(one.run.end.sequence > chosen.run.end.sequence and not _is_draft(one) for one in newer):
         return _decide_edited(found, log)
     _check_damage(found, chosen)
     return Decision(chosen, dead=newer)
+
+
+def _is_draft(newer: Scanned) -> bool:
+    """Whether a log that follows another snapshot than the one in place can hold nothing that was acknowledged in it.
+
+    The one before it is shorter for a failed fsync, and only what was never fsynced is missing there.
+    """
+    return newer.log.header.after_failure and not newer.data
 
 
 def _decide_edited(found: Found, log: FileLog) -> Decision:
@@ -239,7 +247,8 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
     header.rebuild(log.words, header_file, found.boot_id, end=end, salt=salt, poisoned=poisoned)
     if torn:
         log.words[TORN] += 1
-    log.generations.retire(end.generation - 1)
+    if poisoned != end.generation:
+        log.generations.retire(end.generation - 1)
     return Start(found.snapshot, payloads, end, end.head)
 
 

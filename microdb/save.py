@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from microdb.errors import ConflictError, StrPath
+from microdb.errors import ConflictError, FailedError, StrPath
 from microdb.files import File, Files, Identity
 from microdb.locks import Held, save_lock
 from microdb.paths import Paths, resolved
@@ -49,6 +49,7 @@ class _Draft(NamedTuple):
     """A snapshot and its log under temporary names.
 
     Attributes:
+        poisoned: Whether the old log cannot be fsynced any more.
         snapshot: The new snapshot, fsynced.
         log: The new log, fsynced.
         end: The position at its end.
@@ -57,6 +58,7 @@ class _Draft(NamedTuple):
         replaces_hash: The hash of what is in it.
     """
 
+    poisoned: bool
     snapshot: File
     log: LogFile
     end: Position
@@ -76,6 +78,7 @@ def save(
     Raises:
         LockTimeoutError: Another save, or a writer, did not end in time.
         ConflictError: The snapshot was edited or removed meanwhile. Nothing was changed.
+        FailedError: An fsync of the log failed meanwhile. Nothing was changed.
         GridError: From `encode`. Nothing was changed.
         OSError: Nothing was changed; unless the very last fsync failed: then the new snapshot is in place, perhaps not
             for ever, and the next write begins with another save.
@@ -87,10 +90,11 @@ def save(
         log.generations.remove_temporaries(inside_lock=is_inside)
         with Held(log.lock, timeout_s):
             records, start = source.capture()
+            poisoned = log.is_poisoned()
         pieces = encode(records)
         temporaries: list[str] = []
         try:
-            draft = _draft(log, pieces, start, temporaries, is_inside=is_inside)
+            draft = _draft(log, pieces, start, temporaries, poisoned=poisoned, is_inside=is_inside)
             if draft is None:
                 return False
             with Held(log.lock, timeout_s):
@@ -104,7 +108,7 @@ def save(
 
 
 def _draft(
-    log: FileLog, pieces: Iterable[bytes], start: Position, temporaries: list[str], *, is_inside: bool
+    log: FileLog, pieces: Iterable[bytes], start: Position, temporaries: list[str], *, poisoned: bool, is_inside: bool
 ) -> _Draft | None:
     """Steps 1 and 2; None if the generation moved meanwhile."""
     snapshot_path, log_path = (log.paths.temporary(inside_lock=is_inside) for _ in range(2))
@@ -113,7 +117,8 @@ def _draft(
     found = NO_SNAPSHOT if old is None else old.digest(HASH_BYTES)
     snapshot, new_hash = _write_aside(log.files, snapshot_path, pieces, log.paths.snapshot, temporaries)
     try:
-        _sync_old(log, log.generations.open(start.generation))
+        if not poisoned:
+            log.sync_file(log.generations.open(start.generation))
         payloads, covers = log.read(start, log.words[HEAD])
     except GoneError:
         return None
@@ -126,10 +131,11 @@ def _draft(
         base_sequence=start.sequence,
         bound_to=new_hash,
         partition_keys=log.keys.names,
+        after_failure=poisoned,
         payloads=payloads,
     )
     temporaries.append(new.file.path)
-    return _Draft(snapshot, new, end, covers, replaces, found)
+    return _Draft(poisoned, snapshot, new, end, covers, replaces, found)
 
 
 def _switch(log: FileLog, draft: _Draft) -> bool:
@@ -148,7 +154,11 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
     if frames:
         draft.log.file.write_at(frames, draft.end.offset)
         draft.log.file.sync()
-    _sync_old(log, old)
+    # Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them.
+    if log.is_poisoned() and not draft.poisoned:
+        raise FailedError(log.name, "a write to the disk failed while this save went on; nothing was saved. Save again")
+    if not draft.poisoned:
+        log.sync_file(old)
     salt = draft.log.header.salt
     in_place = False
     try:
@@ -168,12 +178,6 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
             log.repair()
         raise
     return True
-
-
-def _sync_old(log: FileLog, old: LogFile) -> None:
-    """Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them."""
-    if not log.is_poisoned():
-        log.sync_file(old)
 
 
 def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:

@@ -352,7 +352,7 @@ def test_an_older_log_of_this_database_under_the_name_of_the_newest_is_refused(p
 
 @pytest.mark.parametrize(
     ("name", "offset", "data"),
-    [(LOG, 8, struct.pack("<I", 2)), (LOG, 12, struct.pack("<I", 1)), ("header", 8, struct.pack("=Q", 2))],
+    [(LOG, 8, struct.pack("<I", 2)), (LOG, 12, struct.pack("<I", 2)), ("header", 8, struct.pack("=Q", 2))],
     ids=["log version", "log flags", "header version"],
 )
 @pytest.mark.parametrize("read_only", [False, True])

@@ -64,8 +64,14 @@ def later(before, *, durable_before=False):
 def test_a_header_gives_back_what_was_written():
     data, fields = header_bytes()
     assert read_header(data) == fields
-    assert fields[0:1] + fields[2:] == (7, b"b" * 16, 41, b"h" * 16, ("job", "name"), len(data), crc32(data[:-4]))
+    assert fields[0:1] + fields[2:6] == (7, b"b" * 16, 41, b"h" * 16, ("job", "name"))
+    assert fields[6:] == (False, len(data), crc32(data[:-4]))
     assert fields.start == Position(7, len(data), 41, fields.crc)
+
+
+def test_a_header_tells_whether_the_log_before_it_failed():
+    assert not read_header(header_bytes()[0]).after_failure
+    assert read_header(with_field(12, b"\1")).after_failure
 
 
 def test_what_follows_a_header_does_not_matter():
@@ -95,7 +101,7 @@ def test_then_the_version_even_if_the_crc_is_wrong(value):
 
 def test_unknown_flags_are_a_newer_version():
     with pytest.raises(NewerVersionError):
-        read_header(with_field(12, b"\1"))
+        read_header(with_field(12, b"\2"))
 
 
 def test_then_the_crc():

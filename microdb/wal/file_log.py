@@ -401,13 +401,17 @@ class FileLog:
             raise
 
     def publish_generation(self, generation: int, size: int, salt: bytes, *, poisoned: bool = False) -> None:
-        """Make a log that is in place the current one, and the one before it history."""
+        """Make a log that is in place the current one, and the one before it history.
+
+        A poisoned one does not yet put the other away: after a power cut the old snapshot may be back, and want it.
+        """
         words = self.words
         words[POISONED] = generation if poisoned else 0
         words[DURABLE] = size
         header.publish(words, generation, size, salt)
         words[SAVES] += 1
-        self.generations.retire(generation - 1)
+        if not poisoned:
+            self.generations.retire(generation - 1)
 
 
 Recover = Callable[[FileLog, File | None], Start]

@@ -4,7 +4,7 @@
     offset  size  field                                 offset  size  field
     0       8     magic, b"microdbL"                    0       4     length of the payload, n
     8       4     version, 1                            4       1     flags
-    12      4     flags, 0                              5       8     sequence
+    12      4     flags: 1 or 0, see AFTER_FAILURE      5       8     sequence
     16      8     generation                            13      n     payload: one msgpack array of changes
     24      8     salt, random                          13 + n  4     crc
     32      16    boot id of the machine's run
@@ -27,6 +27,7 @@ import struct
 from typing import Final, NamedTuple
 
 __all__ = [
+    "AFTER_FAILURE",
     "BASE_BYTES",
     "CRC",
     "CRC_BYTES",
@@ -65,6 +66,9 @@ SALT_BYTES: Final = 8
 HASH_BYTES: Final = 16
 NO_SNAPSHOT: Final = bytes(HASH_BYTES)
 
+AFTER_FAILURE: Final = 1
+"""Flag of a log: an fsync of the one before failed, which may so end before the sequence with which this one begins."""
+
 DURABLE_BEFORE: Final = 1
 """Flag: when this frame was written, every byte before it had been fsynced."""
 FLAGS_KNOWN: Final = DURABLE_BEFORE
@@ -91,6 +95,7 @@ class LogHeader(NamedTuple):
         base_sequence: The sequence of the last change that the snapshot holds.
         snapshot_hash: Of the one snapshot that it follows; NO_SNAPSHOT where it follows none.
         partition_keys: The fields that make a key.
+        after_failure: Whether an fsync of the log before it failed.
         end: Its length in bytes: where the first frame begins.
         crc: Its crc: the seed of the first frame.
     """
@@ -101,6 +106,7 @@ class LogHeader(NamedTuple):
     base_sequence: int
     snapshot_hash: bytes
     partition_keys: tuple[str, ...]
+    after_failure: bool = False
     end: int = 0
     crc: int = 0
 

@@ -52,6 +52,7 @@ def create_log(
     base_sequence: int,
     bound_to: bytes,
     partition_keys: tuple[str, ...],
+    after_failure: bool = False,
     payloads: Iterable[Payload] = (),
 ) -> tuple[LogFile, Position]:
     """A new log at `path`, fsynced, and the position at its end."""
@@ -61,6 +62,7 @@ def create_log(
         base_sequence=base_sequence,
         snapshot_hash=bound_to,
         partition_keys=partition_keys,
+        after_failure=after_failure,
     )
     frames, end = write_frames(payloads, fields.start)
     file = files.create(path)

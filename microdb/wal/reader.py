@@ -11,6 +11,7 @@ from zlib import crc32
 
 from microdb.wal.codec import CodecError, decode_names
 from microdb.wal.format import (
+    AFTER_FAILURE,
     BASE_BYTES,
     CRC,
     CRC_BYTES,
@@ -87,7 +88,7 @@ def read_header(data: bytes) -> LogHeader:
     if len(data) < BASE_BYTES:
         raise HeaderError(f"the log header ends after {len(data)} of its {BASE_BYTES} bytes", len(data))
     _, version, flags, generation, salt, boot_id, base, snapshot_hash, length = LOG_HEADER.unpack_from(data)
-    if version != VERSION or flags:
+    if version != VERSION or flags & ~AFTER_FAILURE:
         raise NewerVersionError(f"log version {version}.{flags}, this microdb reads {VERSION}.0; upgrade microdb", 8)
     end = BASE_BYTES + length + CRC_BYTES
     if length > KEYS_BYTES_MAX or end > len(data):
@@ -99,7 +100,7 @@ def read_header(data: bytes) -> LogHeader:
         names = decode_names(data[BASE_BYTES : end - CRC_BYTES])
     except CodecError as error:
         raise HeaderError(f"partition keys: {error}", BASE_BYTES) from error
-    return LogHeader(generation, salt, boot_id, base, snapshot_hash, names, end, crc)
+    return LogHeader(generation, salt, boot_id, base, snapshot_hash, names, bool(flags), end, crc)
 
 
 def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run:

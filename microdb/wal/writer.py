@@ -5,22 +5,30 @@ from collections.abc import Iterable
 from zlib import crc32
 
 from microdb.wal.codec import encode_names
-from microdb.wal.format import CRC, FRAME, LOG_HEADER, MAGIC, SALT_BYTES, VERSION, LogHeader, Position
+from microdb.wal.format import AFTER_FAILURE, CRC, FRAME, LOG_HEADER, MAGIC, SALT_BYTES, VERSION, LogHeader, Position
 
 __all__ = ["log_header", "write_frames"]
 
 
 def log_header(
-    *, generation: int, boot_id: bytes, base_sequence: int, snapshot_hash: bytes, partition_keys: tuple[str, ...]
+    *,
+    generation: int,
+    boot_id: bytes,
+    base_sequence: int,
+    snapshot_hash: bytes,
+    partition_keys: tuple[str, ...],
+    after_failure: bool = False,
 ) -> tuple[bytes, LogHeader]:
     """The bytes of a new log's header, with a fresh salt, and what they say."""
     salt = secrets.token_bytes(SALT_BYTES)
     names = encode_names(partition_keys)
-    fixed = LOG_HEADER.pack(MAGIC, VERSION, 0, generation, salt, boot_id, base_sequence, snapshot_hash, len(names))
+    flags = AFTER_FAILURE if after_failure else 0
+    fixed = LOG_HEADER.pack(MAGIC, VERSION, flags, generation, salt, boot_id, base_sequence, snapshot_hash, len(names))
     crc = crc32(fixed + names)
     data = fixed + names + CRC.pack(crc)
-    header = LogHeader(generation, salt, boot_id, base_sequence, snapshot_hash, partition_keys, len(data), crc)
-    return data, header
+    return data, LogHeader(
+        generation, salt, boot_id, base_sequence, snapshot_hash, partition_keys, after_failure, len(data), crc
+    )
 
 
 def write_frames(payloads: Iterable[bytes | memoryview], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
