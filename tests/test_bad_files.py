@@ -1,6 +1,7 @@
 """Logs, headers and snapshots that were cut, flipped, swapped or taken away: nothing acknowledged goes silently."""
 
 import logging
+import os
 import shutil
 import struct
 import types
@@ -454,3 +455,25 @@ def test_a_log_deleted_under_a_process_that_has_written_nothing_yet_stops_its_wr
         (path.parent / "away").rename(log)
         mdb.upsert({"job": 5})
     assert records(path) == [*ALL, {"job": 5}]
+
+
+def test_a_log_that_was_cut_under_a_live_writer_takes_no_more_until_a_save(path, log):
+    end = log.stat().st_size
+    with MicroDB(path, KEYS) as mdb, MicroDB(path, KEYS) as other:
+        os.truncate(log, end - 3)
+        for handle in (mdb, other):
+            with pytest.raises(CorruptError, match=f"the log ends here, and was written up to byte {end}"):
+                handle.upsert({"job": "lost"})
+        assert list(mdb.all()) == list(other.all()) == ALL
+        mdb.save()
+        other.upsert({"job": "new"})
+    assert records(path) == [*ALL, {"job": "new"}]
+
+
+def test_what_something_else_appended_to_the_log_is_cut_by_the_next_writer(path, log):
+    with MicroDB(path, KEYS) as mdb:
+        with log.open("ab") as stranger:
+            stranger.write(b"garbage" * 100)
+        mdb.upsert({"job": "new"})
+        assert log.stat().st_size == mdb.stats().log_bytes
+    assert records(path) == [*ALL, {"job": "new"}]

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from microdb.errors import (
     ConflictError,
+    CorruptError,
     FailedError,
     LockTimeoutError,
     MicroDBError,
@@ -347,6 +348,7 @@ class FileLog:
         """Write the frames behind `after`, the end of the log, and publish them all with one store.
 
         Raises:
+            CorruptError: The log was cut by something else; nothing was written.
             OSError: Nothing was published, and the log ends where it did. After a failed fsync the generation is
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
@@ -359,6 +361,8 @@ class FileLog:
             raise AssertionError("whoever appends stands at the end of the log")
         if end.offset > OFFSET_MAX:
             raise StorageError(file.path, f"the log is full at {after.offset} bytes; save()", offset=after.offset)
+        if file.size() != after.offset:
+            self._mend_end(file, after)
         try:
             words[DIRTY] = os.getpid()
             file.write_at(data, after.offset)
@@ -375,6 +379,18 @@ class FileLog:
             words[DIRTY] = 0
             raise
         return end
+
+    def _mend_end(self, file: File, end: Position) -> None:
+        """Something else than microdb has cut the current log, or appended to it."""
+        size = file.size()
+        if size < end.offset:
+            raise CorruptError(
+                file.path,
+                f"the log ends here, and was written up to byte {end.offset}: something cut it. save() writes it anew",
+                offset=size,
+                sequence=end.sequence,
+            )
+        file.truncate(end.offset)
 
     def sync(self, head: int) -> None:
         """Return once everything up to a published head is on the disk."""

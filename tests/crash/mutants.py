@@ -75,6 +75,13 @@ MUTANTS = [
         "False",
         _FSYNC,
     ),
+    Mutant(
+        "an append does not look whether the log ends where it did",
+        "wal/file_log.py",
+        "if file.size() != after.offset:",
+        "if False:",
+        "tests/test_bad_files.py",
+    ),
 ]
 
 
