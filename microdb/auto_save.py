@@ -43,25 +43,24 @@ class AutoSave:
         self.above = min_bytes if min_bytes is not None else float("inf")
 
     def consider(self, offset: int, growing: Growing) -> None:
-        """Begin a save if a log that ends at `offset` is worth one."""
-        if self._min_bytes is None or not isinstance(self._log, FileLog):
-            return
-        identity = self._log.files.identity(self._log.paths.snapshot)
-        bound = max(self._min_bytes, 2 * identity.size if identity is not None else 0)
+        """Begin a save if a log that ends at `offset` is worth one. The write before it was made: errors are logged."""
+        try:
+            if self._min_bytes is not None and isinstance(self._log, FileLog):
+                self._consider(self._log, self._min_bytes, offset, growing)
+        except (OSError, RuntimeError, MemoryError) as error:
+            _LOG.warning("%s: no automatic save (%s); the log goes on growing", self._log.name, error)
+
+    def _consider(self, log: FileLog, min_bytes: int, offset: int, growing: Growing) -> None:
+        identity = log.files.identity(log.paths.snapshot)
+        bound = max(min_bytes, 2 * identity.size if identity is not None else 0)
         with self._starting:
             if offset <= bound:
                 self.above = bound
             elif self._thread is None or not self._thread.is_alive():
-                self.above = offset + self._min_bytes
-                thread = threading.Thread(
-                    target=self._run, args=(self._log, self._min_bytes, growing), name="microdb-save"
-                )
-                try:
-                    thread.start()
-                except RuntimeError:
-                    _LOG.warning("%s: no thread can be started to save; the log goes on growing", self._log.name)
-                else:
-                    self._thread = thread
+                self.above = offset + min_bytes
+                thread = threading.Thread(target=self._run, args=(log, min_bytes, growing), name="microdb-save")
+                thread.start()
+                self._thread = thread
 
     def wait(self) -> None:
         """Return once no save is going on in the background."""

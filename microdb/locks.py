@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import filelock
@@ -46,6 +47,7 @@ _UNLOCK: Final = int(LockFlags.UNBLOCK)
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
 
+_REENTRANT: Final = "a signal handler called into a write or a save that it had interrupted; let it return first"
 
 _every_lock: weakref.WeakSet["WriteLock"] = weakref.WeakSet()
 
@@ -71,6 +73,7 @@ class WriteLock:
     Attributes:
         depth: How often the thread that holds it has taken it.
         writing: What its holder is just writing, so that a signal handler which interrupts that keeps away; else None.
+        savers: The threads that are saving, or wait for that: a signal handler must not wait for its own.
     """
 
     def __init__(self, file: File | None = None) -> None:
@@ -82,6 +85,7 @@ class WriteLock:
         self._threads = threading.RLock()
         self.depth = 0
         self.writing: object | None = None
+        self.savers: set[int] = set()
         _every_lock.add(self)
 
     def tell_owner_in(self, words: memoryview | None) -> None:
@@ -190,6 +194,7 @@ class WriteLock:
         self._threads = threading.RLock()
         self.depth = level.depth
         self.writing = None
+        self.savers = set()
         if level.is_queued:
             self._threads.acquire()
 
@@ -222,7 +227,7 @@ class Held:
 def check_reentrance(lock: WriteLock) -> None:
     """Raises ReentrantError if the thread that holds the lock is in mid-write, so that this is a signal handler."""
     if lock.writing is not None:
-        raise ReentrantError("a signal handler called into a write that it had interrupted; let it return first")
+        raise ReentrantError(_REENTRANT)
 
 
 _write_locks: weakref.WeakValueDictionary[tuple[int, int], WriteLock] = weakref.WeakValueDictionary()
@@ -279,14 +284,25 @@ def be_absent(file: File) -> None:
     _flock(file.fd, _UNLOCK)
 
 
-def save_lock(path: str, timeout_s: float | None) -> contextlib.AbstractContextManager[object]:
-    """Take the lock that admits one save at a time, over threads and processes; ``with`` gives it back.
+@contextlib.contextmanager
+def save_lock(lock: WriteLock, path: str, timeout_s: float | None) -> Iterator[None]:
+    """Hold the lock that admits one save at a time, over threads and processes.
 
     Raises:
         LockTimeoutError: Another save was going on all the time.
+        ReentrantError: The one that goes on is that of this very thread, which a signal handler has interrupted.
     """
-    lock = filelock.FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False)
+    thread = threading.get_ident()
+    if thread in lock.savers:
+        raise ReentrantError(_REENTRANT)
+    file_lock = filelock.FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False)
     try:
-        return lock.acquire(poll_interval=_PAUSE_S_MAX)
-    except filelock.Timeout:
-        raise LockTimeoutError(path, timeout_s or 0, None) from None
+        lock.savers.add(thread)
+        try:
+            file_lock.acquire(poll_interval=_PAUSE_S_MAX)
+        except filelock.Timeout:
+            raise LockTimeoutError(path, timeout_s or 0, None) from None
+        yield
+    finally:
+        file_lock.release()
+        lock.savers.discard(thread)

@@ -33,11 +33,13 @@ class Scanned(NamedTuple):
         log: Its file and header.
         data: Its bytes behind the header.
         run: The valid frames at their beginning.
+        has_failed: Whether writes behind the run failed, and could not be undone: they raised, and are not there.
     """
 
     log: LogFile
     data: bytes
     run: Run
+    has_failed: bool = False
 
     @property
     def generation(self) -> int:
@@ -51,11 +53,15 @@ class Scanned(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Up to where everything was acknowledged, as the page of this run of the machine says, and of which log."""
+    """Up to where everything was acknowledged, as the page of this run of the machine says, and of which log.
+
+    Poisoned is the generation in which something could not be written, or 0.
+    """
 
     generation: int
     offset: int
     salt: bytes
+    poisoned: int
 
 
 class Found(NamedTuple):
@@ -123,12 +129,13 @@ def scan(log: FileLog, header_file: File | None) -> Found:
     history = log.generations.numbers("history") if exists else []
     boot_id = log.files.boot_id()
     current = header_file is not None and header.is_current(log.words, header_file, boot_id)
+    head = _head(log) if current else None
     return Found(
         snapshot=data,
         hash=snapshot_hash(data),
-        logs=[_scan_log(log, generation) for generation in generations],
+        logs=[_scan_log(log, generation, head) for generation in generations],
         newest=max(generations + history, default=0),
-        head=_head(log) if current else None,
+        head=head,
         is_new=not (generations or history or log.words[HEAD]),
         boot_id=boot_id,
     )
@@ -136,16 +143,21 @@ def scan(log: FileLog, header_file: File | None) -> Found:
 
 def _head(log: FileLog) -> Head:
     generation, offset = split_head(log.words[HEAD])
-    return Head(generation, offset, header.salt_of(log.words, generation))
+    return Head(generation, offset, header.salt_of(log.words, generation), log.words[POISONED])
 
 
-def _scan_log(log: FileLog, generation: int) -> Scanned:
+def _scan_log(log: FileLog, generation: int, head: Head | None) -> Scanned:
     opened = open_log(log.files.open(log.paths.log(generation), write=not log.read_only))
     log.generations.check_keys(opened)
     if opened.header.generation != generation:
         raise CorruptError(opened.file.path, f"this is the log of generation {opened.header.generation}. {_REPAIR}")
     start = opened.header.start
     data = opened.file.read_at(start.offset, opened.file.size())
+    if head is not None and head.poisoned == head.generation == generation:
+        published = read_frames(data[: max(head.offset - start.offset, 0)], start)
+        if published.reason is None and published.end.offset < start.offset + len(data):
+            run = published._replace(reason="a write that failed could not be undone")
+            return Scanned(opened, data, run, has_failed=True)
     return Scanned(opened, data, read_frames(data, start))
 
 
@@ -203,7 +215,7 @@ def _check_damage(found: Found, chosen: Scanned) -> None:
         )
     if head is not None and head[:2] > (chosen.generation, end.offset):
         raise _rot(chosen, f"{chosen.run.reason or 'the log ends here'}, and was published up to {head.offset}")
-    if chosen.run.reason is None:
+    if chosen.run.reason is None or chosen.has_failed:
         return
     try:
         later = later_frames(chosen.tail, end)
@@ -232,7 +244,7 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
     log.files.sync_folder(log.paths.parent)
     chosen = decision.chosen
     torn = chosen is not None and chosen.run.reason is not None
-    poisoned = log.words[POISONED] if found.head is not None else 0
+    poisoned = found.head.poisoned if found.head is not None else 0
     if chosen is None:
         payloads = []
         end, salt = _begin(found, decision, log)

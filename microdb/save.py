@@ -79,13 +79,14 @@ def save(
         LockTimeoutError: Another save, or a writer, did not end in time.
         ConflictError: The snapshot was edited or removed meanwhile. Nothing was changed.
         FailedError: An fsync of the log failed meanwhile. Nothing was changed.
+        ReentrantError: A signal handler calls, which has interrupted another save of this thread.
         GridError: From `encode`. Nothing was changed.
         OSError: Nothing was changed; unless the very last fsync failed: then the new snapshot is in place, perhaps not
             for ever, and the next write begins with another save.
     """
     log.look()
     is_inside = log.lock.is_mine()
-    with contextlib.nullcontext() if is_inside else save_lock(log.paths.save_lock, save_timeout_s):
+    with contextlib.nullcontext() if is_inside else save_lock(log.lock, log.paths.save_lock, save_timeout_s):
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
         with Held(log.lock, timeout_s):

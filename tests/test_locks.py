@@ -11,7 +11,7 @@ import time
 import pytest
 
 from microdb import locks
-from microdb.errors import LockTimeoutError
+from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import OS
 from microdb.locks import Held, WriteLock, be_absent, become_present, is_alone, save_lock, shared_write_lock
 
@@ -566,47 +566,83 @@ def test_a_failed_look_takes_no_presence_away(path):
 
 
 def test_one_save_at_a_time(path):
-    with save_lock(path, None), pytest.raises(LockTimeoutError) as caught, save_lock(path, SOON_S):
+    lock, other = WriteLock(), WriteLock()
+    with save_lock(lock, path, None), pytest.raises(LockTimeoutError) as caught, save_lock(other, path, SOON_S):
         pass
     assert (caught.value.path, caught.value.timeout_s, caught.value.owner_pid) == (path, SOON_S, None)
-    with save_lock(path, 0):
+    with save_lock(WriteLock(), path, 0):
+        pass
+
+
+def test_a_save_inside_a_save_of_the_same_thread_is_refused(path):
+    lock = WriteLock()
+    with save_lock(lock, path, None):
+        with pytest.raises(ReentrantError, match="signal handler"), save_lock(lock, path, None):
+            pass
+        assert isinstance(in_thread(lambda: save_lock(lock, path, 0).__enter__()), LockTimeoutError)
+    with save_lock(lock, path, 0):
         pass
 
 
 def test_a_save_of_another_thread_is_waited_for(path):
     def try_once():
-        with save_lock(path, 0):
+        with save_lock(WriteLock(), path, 0):
             pass
 
-    with save_lock(path, None):
+    with save_lock(WriteLock(), path, None):
         assert isinstance(in_thread(try_once), LockTimeoutError)
     assert in_thread(try_once) is None
 
 
 def test_a_save_of_another_process_is_waited_for_and_ends_with_it(path):
     def steps():
-        with save_lock(path, None):
+        with save_lock(WriteLock(), path, None):
             yield b"+"
 
     with Child(steps) as child:
         child.step()
-        with pytest.raises(LockTimeoutError), save_lock(path, SOON_S):
+        with pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, SOON_S):
             pass
         child.kill()
-        with save_lock(path, 0):
+        with save_lock(WriteLock(), path, 0):
             pass
 
 
 def test_a_save_that_fails_lets_the_next_one_in(path):
-    with pytest.raises(ZeroDivisionError), save_lock(path, None):
+    with pytest.raises(ZeroDivisionError), save_lock(WriteLock(), path, None):
         raise ZeroDivisionError
-    with save_lock(path, 0):
+    with save_lock(WriteLock(), path, 0):
         pass
 
 
 def test_a_save_lock_never_vanishes(path):
     before = OS.identity(path).file
     for _ in range(3):
-        with save_lock(path, 0):
+        with save_lock(WriteLock(), path, 0):
             pass
     assert OS.identity(path).file == before
+
+
+def test_a_return_by_a_thread_that_holds_nothing_changes_nothing(path):
+    lock = new_lock(path)
+    outside = lock.level()
+    with Held(lock, None):
+        assert in_thread(lambda: lock.return_to(outside)) is None
+        assert (lock.depth, is_free(path)) == (1, False)
+    lock.return_to(outside)
+    assert (lock.depth, is_free(path)) == (0, True)
+
+
+def test_an_interrupt_as_a_with_block_lets_go_leaves_the_lock_free(path, monkeypatch):
+    lock = new_lock(path)
+    unlock = lock._unlock_file
+
+    def interrupted():
+        monkeypatch.setattr(lock, "_unlock_file", unlock)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock, "_unlock_file", interrupted)
+    with pytest.raises(KeyboardInterrupt), Held(lock, None):
+        pass
+    assert (lock.depth, is_free(path)) == (0, True)
+    assert in_thread(lambda: lock.acquire(0)) is None

@@ -323,8 +323,7 @@ class FileLog:
         if not self._finish_save(generation):
             log = self._current(generation)
             if log.file.size() > offset:
-                log.file.truncate(offset)
-            self.words[DURABLE] = min(self.words[DURABLE], offset)
+                self._cut(log.file, offset)
         self.words[REPAIRS] += 1
         self.words[DIRTY] = 0
 
@@ -374,11 +373,19 @@ class FileLog:
         except BaseException:
             if words[HEAD] != end.head:
                 # If this raises too, the dirty word stays, and the next writer begins here.
-                file.truncate(after.offset)
-                words[DURABLE] = min(words[DURABLE], after.offset)
+                self._cut(file, after.offset)
             words[DIRTY] = 0
             raise
         return end
+
+    def _cut(self, file: File, offset: int) -> None:
+        """Cut what was not published off the current log. If that fails the log is poisoned, and recovery does it."""
+        try:
+            file.truncate(offset)
+        except OSError:
+            self.words[POISONED] = split_head(self.words[HEAD])[0]
+            raise
+        self.words[DURABLE] = min(self.words[DURABLE], offset)
 
     def _mend_end(self, file: File, end: Position) -> None:
         """Something else than microdb has cut the current log, or appended to it."""
@@ -390,7 +397,7 @@ class FileLog:
                 offset=size,
                 sequence=end.sequence,
             )
-        file.truncate(end.offset)
+        self._cut(file, end.offset)
 
     def sync(self, head: int) -> None:
         """Return once everything up to a published head is on the disk."""

@@ -4,6 +4,7 @@ What was acknowledged with power durability before the failure must be there, an
 """
 
 import errno
+import logging
 import os
 
 import pytest
@@ -135,3 +136,42 @@ def test_the_newer_log_is_not_forgotten_if_it_was_written_to(open_db, path, wal)
     wal.forget_boot()
     with pytest.raises(microdb.StorageError):
         open_db()
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_write_that_raised_does_not_come_back_if_it_could_not_be_undone(open_db, path, durability):
+    """The log holds it whole, but it was not acknowledged, and whoever called was told so."""
+    with open_db() as mdb:
+        mdb.upsert({"id": 1})
+    failing = Failing(sync_data=durability == "power")
+    with microdb.MicroDB(path, ["id"], files=failing, durability=durability) as mdb:
+        log = mdb._log.generations.get(1).file
+        log.truncate = lambda _: fail()
+        if durability == "process":
+            write_at = log.write_at
+
+            def write_and_fail(data, offset):
+                write_at(data, offset)
+                fail()
+
+            log.write_at = write_and_fail
+        with pytest.raises(OSError, match="made to fail"):
+            mdb.upsert({"id": 2})
+        assert ids(mdb) == [1]
+    mdb = open_db()
+    assert ids(mdb) == [1]
+    mdb.upsert({"id": 3})
+    assert mdb.stats().generation == 2, "a log of which something could not be undone takes no more"
+    mdb.close()
+    assert ids(open_db()) == [1, 3]
+
+
+def test_a_write_that_was_made_does_not_raise_because_nobody_can_save(open_db, path, caplog):
+    failing = Failing()
+    mdb = open_db(files=failing, auto_save_bytes=1)
+    failing.identity = lambda file: fail() if file == str(path) else Files.identity(failing, file)
+    with caplog.at_level(logging.WARNING, "microdb"):
+        mdb.upsert({"id": 1})
+    assert "no automatic save" in caplog.text
+    del failing.identity
+    assert ids(mdb) == [1]
