@@ -404,6 +404,9 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
             OSError: It is not; the next write begins with a save.
         """
         self._settle_for_write(self._timeout_s)
+        if self._log.is_poisoned():
+            with self.lock():
+                self._prepare_locked()  # Saves, which is more.
         with self._whole():
             head = self._applied
         self._log.sync(head)

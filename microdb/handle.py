@@ -170,7 +170,7 @@ class Handle:
         self._open_gate()
 
     def _open_gate(self) -> None:
-        is_open = self._transaction is None and self._log.is_followed()
+        is_open = self._transaction is None and self._pid != _CLOSED and self._log.is_followed()
         self._head = self._applied if is_open else NEVER
 
     def _load(self, start: Start) -> None:
@@ -342,6 +342,10 @@ class Handle:
         self._settle()
         if self._read_only:
             raise ReadOnlyError("this handle was opened with read_only=True; open another one to write")
+        transaction = self._transaction
+        if transaction is not None and transaction.is_inherited() and transaction.is_mine():
+            # Not to be found out by waiting for the lock, which its parent holds.
+            raise TransactionError("inside a transaction that began before a fork, and is the parent's")
         if self._pid == _DETACHED:
             with self._attaching:
                 if self._pid == _DETACHED:

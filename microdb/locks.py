@@ -89,10 +89,13 @@ class WriteLock:
         _every_lock.add(self)
 
     def tell_owner_in(self, words: memoryview | None) -> None:
-        """From now on each holder writes its pid into ``words[0]``, if that may be written, and errors name it."""
-        if words is not None and (self._owner_words is None or self._owner_words.readonly):
+        """From now on each holder writes its pid into ``words[0]``, if that may be written, and errors name it.
+
+        None where there is no page any more: to touch a mapping of it would be the end of the process.
+        """
+        if words is None or self._owner_words is None or self._owner_words.readonly:
             self._owner_words = words
-            self._tells_owner = not words.readonly
+            self._tells_owner = words is not None and not words.readonly
 
     def is_mine(self) -> bool:
         """Whether the calling thread holds it, or is first in its queue."""

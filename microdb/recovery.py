@@ -1,7 +1,8 @@
 """What the first to open a database does: scan, decide, apply. Only the third step writes.
 
-The page is trusted in one thing: if it was rebuilt in this file and in this run of the machine, then all up to its head
-was acknowledged, and what of it is missing now was lost. It never makes recovery drop what the log still holds.
+The page is trusted in what must be there: if it was rebuilt in this file and in this run of the machine, then all up to
+its head was acknowledged; after a reboot, all up to its durable word was on the disk. What of that is missing now was
+lost. It makes recovery drop nothing that the log still holds, but for writes that failed and could not be undone.
 """
 
 import logging
@@ -14,7 +15,7 @@ from microdb.files import File
 from microdb.wal import header
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
-from microdb.wal.header import HEAD, POISONED, TORN
+from microdb.wal.header import DURABLE, HEAD, POISONED, TORN
 from microdb.wal.log import Start
 from microdb.wal.log_file import LogFile, create_log, open_log, snapshot_hash
 from microdb.wal.reader import HeaderError, Run, later_frames, read_frames
@@ -53,15 +54,21 @@ class Scanned(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Up to where everything was acknowledged, as the page of this run of the machine says, and of which log.
+    """Up to where a log must go, as the page says.
 
-    Poisoned is the generation in which something could not be written, or 0.
+    Attributes:
+        generation: Which log.
+        offset: Everything before was acknowledged; or was fsynced, if the page is of an earlier run of the machine.
+        salt: Of that log.
+        poisoned: The generation in which something could not be written, or 0.
+        is_exact: Whether the page is of this run of the machine.
     """
 
     generation: int
     offset: int
     salt: bytes
     poisoned: int
+    is_exact: bool
 
 
 class Found(NamedTuple):
@@ -72,7 +79,7 @@ class Found(NamedTuple):
         hash: What binds a log to it.
         logs: The logs, oldest first; not those that are history.
         newest: The highest generation ever used, history included.
-        head: What the page says; None where it is not one of this run of the machine.
+        head: What the page says; None where it says nothing that is sure.
         is_new: Whether no log was ever published here.
         boot_id: Of this run of the machine.
     """
@@ -128,8 +135,7 @@ def scan(log: FileLog, header_file: File | None) -> Found:
     generations = log.generations.numbers("log") if exists else []
     history = log.generations.numbers("history") if exists else []
     boot_id = log.files.boot_id()
-    current = header_file is not None and header.is_current(log.words, header_file, boot_id)
-    head = _head(log) if current else None
+    head = None if header_file is None else _head(log, header_file, boot_id)
     return Found(
         snapshot=data,
         hash=snapshot_hash(data),
@@ -141,9 +147,14 @@ def scan(log: FileLog, header_file: File | None) -> Found:
     )
 
 
-def _head(log: FileLog) -> Head:
-    generation, offset = split_head(log.words[HEAD])
-    return Head(generation, offset, header.salt_of(log.words, generation), log.words[POISONED])
+def _head(log: FileLog, header_file: File, boot_id: bytes) -> Head | None:
+    words = log.words
+    generation, offset = split_head(words[HEAD])
+    if header.is_current(words, header_file, boot_id):
+        return Head(generation, offset, header.salt_of(words, generation), words[POISONED], is_exact=True)
+    if header.is_own(words, header_file) and words[POISONED] != generation:
+        return Head(generation, words[DURABLE], header.salt_of(words, generation), 0, is_exact=False)
+    return None
 
 
 def _scan_log(log: FileLog, generation: int, head: Head | None) -> Scanned:
@@ -214,7 +225,8 @@ def _check_damage(found: Found, chosen: Scanned) -> None:
             chosen.log.file.path, f"not the log that was written here, but that of another database. {_REPAIR}"
         )
     if head is not None and head[:2] > (chosen.generation, end.offset):
-        raise _rot(chosen, f"{chosen.run.reason or 'the log ends here'}, and was published up to {head.offset}")
+        how = "published" if head.is_exact else "fsynced"
+        raise _rot(chosen, f"{chosen.run.reason or 'the log ends here'}, and was {how} up to {head.offset}")
     if chosen.run.reason is None or chosen.has_failed:
         return
     try:

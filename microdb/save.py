@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from microdb.errors import ConflictError, FailedError, StrPath
+from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
 from microdb.locks import Held, save_lock
 from microdb.paths import Paths, resolved
@@ -156,8 +156,6 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
         draft.log.file.write_at(frames, draft.end.offset)
         draft.log.file.sync()
     # Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them.
-    if log.is_poisoned() and not draft.poisoned:
-        raise FailedError(log.name, "a write to the disk failed while this save went on; nothing was saved. Save again")
     if not draft.poisoned:
         log.sync_file(old)
     salt = draft.log.header.salt

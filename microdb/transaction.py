@@ -5,7 +5,6 @@ import threading
 from collections.abc import Sequence
 
 from microdb.changes import Change
-from microdb.errors import TransactionError
 from microdb.keys import Key
 from microdb.table import Records, apply
 from microdb.values import Record
@@ -41,13 +40,7 @@ class Transaction:
         return self._pid != os.getpid()
 
     def add(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> None:
-        """Take changes in, all or none.
-
-        Raises:
-            TransactionError: It was inherited by a fork.
-        """
-        if self.is_inherited():
-            raise TransactionError("inside a transaction that began before a fork, and is the parent's")
+        """Take changes in, all or none."""
         mark = len(self.pairs)
         try:
             self.pairs += zip(changes, encoded, strict=True)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from microdb.errors import VersionError
+from microdb.errors import CorruptError, VersionError
 from microdb.files import OS
 from microdb.wal import header
 from microdb.wal.format import Position
@@ -64,7 +64,7 @@ def test_a_whole_page_is_left_alone(file, words):
 
 
 def test_a_file_that_is_too_short_is_not_mapped(path):
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(CorruptError, match="the page has 0 of its 4096 bytes"):
         header.open_words(OS.create(path), writable=True)
 
 

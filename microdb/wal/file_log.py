@@ -39,6 +39,7 @@ from microdb.wal.generations import HISTORY_BYTES, Generations
 from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES, OWNER, POISONED, REPAIRS, SAVES
 from microdb.wal.log import GoneError, Payload, Start
 from microdb.wal.log_file import LogFile, frames_to, open_log, snapshot_hash
+from microdb.wal.reader import read_frames
 from microdb.wal.writer import write_frames
 
 __all__ = ["FileLog", "Recover"]
@@ -130,9 +131,31 @@ class FileLog:
         self.lock.tell_owner_in(self.words[OWNER:])
         self.look()
         start = recover(self, header_file) if alone else None
+        if not alone and not self.words[DIRTY]:
+            self._check_end()
         become_present(header_file)
         self.lock.tell_owner_in(self.words[OWNER:])
         return start
+
+    def _check_end(self) -> None:
+        """Under the write lock, while others are alive: raise if the page does not lead to the end of the log."""
+        generation, offset = split_head(self.words[HEAD])
+        log = self._current(generation)
+        if log.file.size() > offset:
+            self._check_behind(log, offset)
+
+    def _check_behind(self, log: LogFile, offset: int) -> None:
+        """Raise if sound frames follow the head: they were acknowledged, and it is the head that went back."""
+        start = log.header.start
+        end = read_frames(log.file.read_at(start.offset, log.file.size()), start).end
+        if end.offset > offset:
+            raise CorruptError(
+                self.paths.header,
+                f"it says that {log.file.path} ends at byte {offset}, and it goes on to {end.offset}. Close all handles, "
+                "and the next to open it mends it",
+                offset=8 * HEAD,
+                sequence=end.sequence,
+            )
 
     def _attach_read_only(self, recover: "Recover", timeout_s: float | None) -> Start | None:
         """As `attach`, writing nothing. With nobody else alive it stays unseen: a writer that comes must recover."""
@@ -261,7 +284,12 @@ class FileLog:
 
     def _open_pair(self) -> _Pair:
         head = self.words[HEAD]
-        self.generations.last = log = self.generations.open(split_head(head)[0])
+        generation, _ = split_head(head)
+        self.generations.last = log = self.generations.open(generation)
+        if header.salt_of(self.words, generation) != log.header.salt and self._is_followed:
+            if self.words[HEAD] != head:
+                raise GoneError(generation)
+            raise CorruptError(log.file.path, "not the log that was written here, but that of another database")
         return _Pair(log, self.files.open_if_exists(self.paths.snapshot), head)
 
     def _read_pair(self, pair: _Pair) -> Start:
@@ -361,14 +389,15 @@ class FileLog:
         if end.offset > OFFSET_MAX:
             raise StorageError(file.path, f"the log is full at {after.offset} bytes; save()", offset=after.offset)
         if file.size() != after.offset:
-            self._mend_end(file, after)
+            self._mend_end(log, after)
         try:
             words[DIRTY] = os.getpid()
             file.write_at(data, after.offset)
             if sync:
                 self.sync_file(log)
-                words[DURABLE] = end.offset
             words[HEAD] = end.head
+            if sync:
+                words[DURABLE] = end.offset
             words[DIRTY] = 0
         except BaseException:
             if words[HEAD] != end.head:
@@ -387,8 +416,9 @@ class FileLog:
             raise
         self.words[DURABLE] = min(self.words[DURABLE], offset)
 
-    def _mend_end(self, file: File, end: Position) -> None:
-        """Something else than microdb has cut the current log, or appended to it."""
+    def _mend_end(self, log: LogFile, end: Position) -> None:
+        """Something else than microdb has cut the current log, or appended to it; or the head has gone back."""
+        file = log.file
         size = file.size()
         if size < end.offset:
             raise CorruptError(
@@ -397,6 +427,7 @@ class FileLog:
                 offset=size,
                 sequence=end.sequence,
             )
+        self._check_behind(log, end.offset)
         self._cut(file, end.offset)
 
     def sync(self, head: int) -> None:
@@ -416,12 +447,19 @@ class FileLog:
                 self.words[DURABLE] = max(self.words[DURABLE], offset)
 
     def sync_file(self, log: LogFile) -> None:
-        """Return once a log is on the disk; if that fails, poison it."""
+        """Return once a log is on the disk; if that fails, poison it.
+
+        Raises:
+            OSError: It is not.
+            FailedError: It failed once, and may say by now that all is good: the system drops what it cannot write.
+        """
         try:
             log.file.sync_data()
         except OSError:
             self.words[POISONED] = log.header.generation
             raise
+        if self.words[POISONED] == log.header.generation:
+            raise FailedError(log.file.path, "an earlier fsync of it failed; write again, which saves first")
 
     def publish_generation(self, generation: int, size: int, salt: bytes, *, poisoned: bool = False) -> None:
         """Make a log that is in place the current one, and the one before it history.
@@ -430,8 +468,9 @@ class FileLog:
         """
         words = self.words
         words[POISONED] = generation if poisoned else 0
-        words[DURABLE] = size
+        words[DURABLE] = 0
         header.publish(words, generation, size, salt)
+        words[DURABLE] = size
         words[SAVES] += 1
         if not poisoned:
             self.generations.retire(generation - 1)

@@ -11,7 +11,8 @@ because a process that touches a mapped page without a block behind it is killed
     16     dirty: pid of the process that is inside a write, or died inside one; else 0
     17     poisoned: the generation in which a write or an fsync failed; else 0
     18     owner: pid of the process that took the write lock last
-    19     durable: every byte of the current log before this offset has been fsynced
+    19     durable: every byte of the current log before this offset was published, and fsynced; set after the head, and
+           cleared before that moves to another log, so that the two belong together whenever the page reaches the disk
     20-21  boot id of the run of the machine in which the page was last rebuilt
     22     inode of the page's own file, so that a copy of it is known as one
     28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
@@ -24,7 +25,7 @@ import struct
 import sys
 from typing import Final
 
-from microdb.errors import VersionError
+from microdb.errors import CorruptError, VersionError
 from microdb.files import File
 from microdb.wal.format import Position, head_of
 
@@ -41,6 +42,7 @@ __all__ = [
     "Words",
     "create",
     "is_current",
+    "is_own",
     "open_words",
     "publish",
     "rebuild",
@@ -78,8 +80,13 @@ def open_words(file: File, *, writable: bool) -> Words:
     """The words of the page.
 
     Raises:
+        CorruptError: Something else has cut the page.
         VersionError: The page was made by a newer microdb.
     """
+    size = file.size()
+    if size < HEADER_BYTES:
+        reason = f"the page has {size} of its {HEADER_BYTES} bytes; close all handles, and the next to open it mends it"
+        raise CorruptError(file.path, reason, offset=size)
     words = file.map_words(HEADER_BYTES, writable=writable)
     if words[0] == MAGIC and words[1] != VERSION:
         reason = f"header version {words[1]}, this microdb knows {VERSION}; upgrade microdb"
@@ -87,14 +94,15 @@ def open_words(file: File, *, writable: bool) -> Words:
     return words
 
 
+def is_own(words: Words, file: File) -> bool:
+    """Whether the page was rebuilt in this very file: then what its durable word says was on the disk."""
+    return bool(words[0] == MAGIC and words[_INODE] == file.identity().inode)
+
+
 def is_current(words: Words, file: File, boot_id: bytes) -> bool:
-    """Whether the page was rebuilt in this very file and in this run of the machine: then its head is exact."""
-    return (
-        words[0] == MAGIC
-        and any(boot_id)
-        and (words[_BOOT], words[_BOOT + 1]) == struct.unpack("=QQ", boot_id)
-        and words[_INODE] == file.identity().inode
-    )
+    """Whether that was in this run of the machine, too: then its head is exact."""
+    boot = words[_BOOT], words[_BOOT + 1]
+    return any(boot_id) and boot == struct.unpack("=QQ", boot_id) and is_own(words, file)
 
 
 def salt_of(words: Words, generation: int) -> bytes:

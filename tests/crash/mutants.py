@@ -69,10 +69,10 @@ MUTANTS = [
         _FSYNC,
     ),
     Mutant(
-        "a save goes on over a failed fsync",
-        "save.py",
-        "log.is_poisoned() and not draft.poisoned",
-        "False",
+        "an fsync that failed once is believed the next time",
+        "wal/file_log.py",
+        "if self.words[POISONED] == log.header.generation:",
+        "if False:",
         _FSYNC,
     ),
     Mutant(
