@@ -119,7 +119,7 @@ def _draft(
     snapshot, new_hash = _write_aside(log.files, snapshot_path, pieces, log.paths.snapshot, temporaries)
     try:
         if not poisoned:
-            log.sync_file(log.generations.open(start.generation))
+            log.sync_file(log.generations.get(start.generation))
         payloads, covers = log.read(start, log.words[HEAD])
     except GoneError:
         return None
@@ -146,7 +146,7 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
     head = log.words[HEAD]
     if split_head(head)[0] != draft.covers.generation:
         return False
-    old = log.generations.open(draft.covers.generation)
+    old = log.generations.get(draft.covers.generation)
     is_known = draft.replaces_hash == old.header.snapshot_hash
     if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)

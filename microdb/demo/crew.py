@@ -68,8 +68,9 @@ class CrewMember:
         """Stop the process where it stands, with SIGSTOP, and return when it has stopped; False if it died instead."""
         os.kill(self.pid, signal.SIGSTOP)
         # A signal sent is not yet a process stopped: on another core it runs on for a moment, so ask the kernel.
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
-        return os.WIFSTOPPED(status)
+        # Without taking away what its exit code is read from.
+        state = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        return state is not None and state.si_code == os.CLD_STOPPED
 
     def resume(self) -> None:
         """Let a paused process go on."""

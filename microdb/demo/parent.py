@@ -189,7 +189,8 @@ class Parent:
         """
         member = self._candidate()
         if not member.pause():
-            return  # It died, and what it said last is soon heard.
+            self._hear_ready(timeout_s=_SILENCE_S_MAX)  # It died: what it said last, and that it is gone.
+            return
         self._stops += 1
         in_mid_write = self._mdb.stats().dirty_pid == member.pid
         if in_mid_write or self._is_last_chance():

@@ -151,7 +151,7 @@ class FileLog:
         if end.offset > offset:
             raise CorruptError(
                 self.paths.header,
-                f"it says that {log.file.path} ends at byte {offset}, and it goes on to {end.offset}. Close all handles, "
+                f"it says that {log.file.path} ends at {offset}, and it goes on to {end.offset}. Close all handles, "
                 "and the next to open it mends it",
                 offset=8 * HEAD,
                 sequence=end.sequence,
@@ -435,7 +435,8 @@ class FileLog:
         self.look()
         generation, offset = split_head(head)
         try:
-            log = self.generations.open(generation)
+            # Not opened anew: the system tells of a failed write only those who had the file open by then.
+            log = self.generations.get(generation)
         except GoneError:
             if split_head(self.words[HEAD])[0] == generation:
                 raise _replaced(self.paths.log(generation)) from None
