@@ -1,7 +1,7 @@
 """What the first to open a database does: scan, decide, apply. Only the third step writes.
 
 The page is trusted in what must be there: if it was rebuilt in this file and in this run of the machine, then all up to
-its head was acknowledged; after a reboot, all up to its durable word was on the disk. What of that is missing now was
+its head was acknowledged; after a reboot, all that it sealed was on the disk. What of that is missing now was
 lost. It makes recovery drop nothing that the log still holds, but for writes that failed and could not be undone.
 """
 
@@ -15,7 +15,7 @@ from microdb.files import File
 from microdb.wal import header
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
-from microdb.wal.header import DURABLE, HEAD, POISONED, TORN
+from microdb.wal.header import HEAD, POISONED, TORN
 from microdb.wal.log import Start
 from microdb.wal.log_file import LogFile, create_log, open_log, snapshot_hash
 from microdb.wal.reader import HeaderError, Run, later_frames, read_frames
@@ -152,9 +152,8 @@ def _head(log: FileLog, header_file: File, boot_id: bytes) -> Head | None:
     generation, offset = split_head(words[HEAD])
     if header.is_current(words, header_file, boot_id):
         return Head(generation, offset, header.salt_of(words, generation), words[POISONED], is_exact=True)
-    if header.is_own(words, header_file) and words[POISONED] != generation:
-        return Head(generation, words[DURABLE], header.salt_of(words, generation), 0, is_exact=False)
-    return None
+    sealed = header.sealed(words, header_file)
+    return None if sealed is None else Head(*sealed, header.salt_of(words, sealed[0]), 0, is_exact=False)
 
 
 def _scan_log(log: FileLog, generation: int, head: Head | None) -> Scanned:

@@ -121,8 +121,32 @@ def test_a_page_with_one_wrong_word_is_not_current(file, words, word):
     assert not header.is_current(words, file, BOOT)
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**64 - 1])
-def test_a_page_of_another_version_is_refused_as_such(file, words, path, version):
+@pytest.mark.parametrize("version", [2, 2**64 - 1])
+def test_a_page_that_got_its_magic_and_no_version_yet_is_no_page(file, words):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    words[1] = 0
+    assert not header.is_current(header.open_words(file, writable=True), file, BOOT)
+
+
+def test_a_seal_tells_what_was_fsynced_in_this_file_and_of_which_log(file, words, path, tmp_path):
+    assert header.sealed(words, file) is None
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.seal(words, END.generation, END.offset)
+    assert header.sealed(words, file) == (END.generation, END.offset)
+    copy = OS.create(str(tmp_path / "copy"))
+    copy.write_at(file.read_all(), 0)
+    assert header.sealed(header.open_words(copy, writable=True), copy) is None
+
+
+@pytest.mark.parametrize("word", [header._INODE, header._SALT + END.generation % 2, header._SEALED, header._SEAL])
+def test_a_seal_over_words_that_do_not_belong_together_is_none(file, words, word):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.seal(words, END.generation, END.offset)
+    words[word] ^= 1 << 40
+    assert header.sealed(words, file) is None
+
+
+def test_a_page_of_a_newer_version_is_refused_as_such(file, words, path, version):
     header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
     words[1] = version
     for writable in (True, False):

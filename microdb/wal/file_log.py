@@ -398,6 +398,7 @@ class FileLog:
             words[HEAD] = end.head
             if sync:
                 words[DURABLE] = end.offset
+                header.seal(words, after.generation, end.offset)
             words[DIRTY] = 0
         except BaseException:
             if words[HEAD] != end.head:
@@ -446,6 +447,7 @@ class FileLog:
         with contextlib.suppress(LockTimeoutError), Held(self.lock, 0):
             if split_head(self.words[HEAD])[0] == generation and not self.words[DIRTY]:
                 self.words[DURABLE] = max(self.words[DURABLE], offset)
+                header.seal(self.words, generation, self.words[DURABLE])
 
     def sync_file(self, log: LogFile) -> None:
         """Return once a log is on the disk; if that fails, poison it.
@@ -469,11 +471,11 @@ class FileLog:
         """
         words = self.words
         words[POISONED] = generation if poisoned else 0
-        words[DURABLE] = 0
-        header.publish(words, generation, size, salt)
         words[DURABLE] = size
+        header.publish(words, generation, size, salt)
         words[SAVES] += 1
         if not poisoned:
+            header.seal(words, generation, size)
             self.generations.retire(generation - 1)
 
 

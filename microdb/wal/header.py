@@ -11,23 +11,28 @@ because a process that touches a mapped page without a block behind it is killed
     16     dirty: pid of the process that is inside a write, or died inside one; else 0
     17     poisoned: the generation in which a write or an fsync failed; else 0
     18     owner: pid of the process that took the write lock last
-    19     durable: every byte of the current log before this offset was published, and fsynced; set after the head, and
-           cleared before that moves to another log, so that the two belong together whenever the page reaches the disk
+    19     durable: every byte of the current log before this offset has been fsynced
     20-21  boot id of the run of the machine in which the page was last rebuilt
-    22     inode of the page's own file, so that a copy of it is known as one
-    28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
+    22     inode of the page's own file, so that a copy is known as one
     24     repairs: dead owners' writes that were rolled back
     25     torn: tails that recovery cut
     26     saves
+    28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
+    30     sealed: a head below which everything was published and fsynced
+    31     seal: crc-32 of that word, of its salt and of word 22, plus 2**32
+
+The page is never fsynced: after a power cut it may be any mixture, word by word, of all that it ever was. The seal
+tells whether the few words that recovery then asks belong together.
 """
 
 import struct
 import sys
 from typing import Final
+from zlib import crc32
 
 from microdb.errors import CorruptError, VersionError
 from microdb.files import File
-from microdb.wal.format import Position, head_of
+from microdb.wal.format import Position, head_of, split_head
 
 __all__ = [
     "DIRTY",
@@ -42,11 +47,12 @@ __all__ = [
     "Words",
     "create",
     "is_current",
-    "is_own",
     "open_words",
     "publish",
     "rebuild",
     "salt_of",
+    "seal",
+    "sealed",
 ]
 
 Words = memoryview
@@ -63,6 +69,8 @@ DURABLE: Final = 19
 _BOOT: Final = 20
 _INODE: Final = 22
 _SALT: Final = 28
+_SEALED: Final = 30
+_SEAL: Final = 31
 REPAIRS: Final = 24
 TORN: Final = 25
 SAVES: Final = 26
@@ -88,25 +96,42 @@ def open_words(file: File, *, writable: bool) -> Words:
         reason = f"the page has {size} of its {HEADER_BYTES} bytes; close all handles, and the next to open it mends it"
         raise CorruptError(file.path, reason, offset=size)
     words = file.map_words(HEADER_BYTES, writable=writable)
-    if words[0] == MAGIC and words[1] != VERSION:
+    if words[0] == MAGIC and words[1] > VERSION:
         reason = f"header version {words[1]}, this microdb knows {VERSION}; upgrade microdb"
         raise VersionError(file.path, reason, offset=8)
     return words
 
 
-def is_own(words: Words, file: File) -> bool:
-    """Whether the page was rebuilt in this very file: then what its durable word says was on the disk."""
-    return bool(words[0] == MAGIC and words[_INODE] == file.identity().inode)
-
-
 def is_current(words: Words, file: File, boot_id: bytes) -> bool:
-    """Whether that was in this run of the machine, too: then its head is exact."""
-    boot = words[_BOOT], words[_BOOT + 1]
-    return any(boot_id) and boot == struct.unpack("=QQ", boot_id) and is_own(words, file)
+    """Whether the page was rebuilt in this very file and in this run of the machine: then its head is exact."""
+    return (
+        (words[0], words[1]) == (MAGIC, VERSION)
+        and any(boot_id)
+        and (words[_BOOT], words[_BOOT + 1]) == struct.unpack("=QQ", boot_id)
+        and words[_INODE] == file.identity().inode
+    )
+
+
+def seal(words: Words, generation: int, offset: int) -> None:
+    """Note that a log was published and fsynced up to an offset. Only under the write lock."""
+    words[_SEALED] = head_of(generation, offset)
+    words[_SEAL] = _seal_of(words)
+
+
+def sealed(words: Words, file: File) -> tuple[int, int] | None:
+    """Generation and offset of the last `seal`; None if it was made in another file, or is not whole."""
+    if words[_SEAL] != _seal_of(words) or words[_INODE] != file.identity().inode:
+        return None
+    return split_head(words[_SEALED])
+
+
+def _seal_of(words: Words) -> int:
+    generation, _ = split_head(words[_SEALED])
+    return 1 << 32 | crc32(struct.pack("=QQ", words[_SEALED], words[_INODE]) + salt_of(words, generation))
 
 
 def salt_of(words: Words, generation: int) -> bytes:
-    """The salt of the log of the generation in the head."""
+    """The salt of the log of the generation in the head, or in the sealed one."""
     return struct.pack("=Q", words[_SALT + generation % 2])
 
 
