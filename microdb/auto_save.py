@@ -48,7 +48,7 @@ class AutoSave:
             if self._min_bytes is not None and isinstance(self._log, FileLog):
                 self._consider(self._log, self._min_bytes, offset, growing)
         except (OSError, RuntimeError, MemoryError) as error:
-            _LOG.warning("%s: no automatic save (%s); the log goes on growing", self._log.name, error)
+            _LOG.warning("%s: no automatic save (%s); the log goes on growing", self._log.name, str(error))
 
     def _consider(self, log: FileLog, min_bytes: int, offset: int, growing: Growing) -> None:
         identity = log.files.identity(log.paths.snapshot)
@@ -80,7 +80,7 @@ class AutoSave:
             save(growing, log, _same_form(log), timeout_s=self._timeout_s, save_timeout_s=0)
             self.above = min_bytes
         except (LockTimeoutError, ClosedError) as error:
-            _LOG.debug("%s: no automatic save: %s", log.name, error)
+            _LOG.debug("%s: no automatic save: %s", log.name, str(error))
         except (OSError, MicroDBError):
             _LOG.warning("%s: the automatic save failed; the log goes on growing", log.name, exc_info=True)
 

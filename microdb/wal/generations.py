@@ -99,7 +99,7 @@ class Generations:
                 if kept > self._history_bytes or count > HISTORY_LOGS:
                     self._files.unlink(self._paths.history(generation))
         except OSError as error:
-            _LOG.warning("%s: old logs could not be put away: %s", self._paths.folder, error)
+            _LOG.warning("%s: old logs could not be put away: %s", self._paths.folder, str(error))  # Not its frames.
 
     def remove_temporaries(self, *, inside_lock: bool) -> None:
         """Remove what dead savers left: those that saved inside the write lock, or the others."""
