@@ -11,7 +11,7 @@ from microdb import mounts, snapshot
 from microdb.changes import CLEAR, Change
 from microdb.errors import RecordError, StrPath
 from microdb.files import OS, Files
-from microdb.handle import Handle, LockHeld
+from microdb.handle import Handle
 from microdb.keys import Key, PartitionKeys
 from microdb.paths import Paths, resolved
 from microdb.save import Encode, export
@@ -362,7 +362,7 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
             LockTimeoutError: It was not free in time; the error says who holds it.
             ReadOnlyError: This handle cannot write.
         """
-        return LockHeld(self, self._timeout_s if timeout is None else timeout)
+        return self._lock_held(self._timeout_s if timeout is None else timeout)
 
     def transaction(self, timeout: float | None = None) -> AbstractContextManager[None]:
         """Make the changes of a ``with`` block one: all or nothing, for a crash and for every reader.
@@ -439,8 +439,6 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
             return
         self._settle_for_write(self._timeout_s)
         self._refuse_in_transaction("save()")
-        if not isinstance(self._log, FileLog):
-            raise TypeError("a table in memory has no file of its own; save(filename)")
         timeout_s = self._timeout_s if timeout is None else timeout
         self._save(encode, timeout_s=timeout_s, save_timeout_s=timeout_s)
 

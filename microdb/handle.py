@@ -28,7 +28,7 @@ from microdb.errors import (
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import Held
+from microdb.locks import held
 from microdb.recovery import recover
 from microdb.save import Encode, save
 from microdb.table import Records, apply
@@ -41,7 +41,7 @@ from microdb.wal.header import HEAD, HEADER_BYTES
 from microdb.wal.log import GoneError, Payload, Start
 from microdb.wal.memory_log import MemoryLog
 
-__all__ = ["Handle", "LockHeld"]
+__all__ = ["Handle"]
 
 _LOG: Final = logging.getLogger("microdb")
 
@@ -50,22 +50,6 @@ _CLOSED: Final = -1
 _DETACHED: Final = 0
 _IS_CLOSED: Final = "this handle is closed; open another one"
 _CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
-
-
-class LockHeld(Held):
-    """What ``with mdb.lock():`` holds on to."""
-
-    __slots__ = ("_handle",)
-
-    def __init__(self, handle: "Handle", timeout_s: float | None) -> None:
-        super().__init__(handle._log.lock, timeout_s)  # noqa: SLF001  # Same module.
-        self._handle = handle
-
-    def __enter__(self) -> None:
-        # After a fork the lock is another one.
-        self._handle._settle_for_write(self._timeout_s)  # noqa: SLF001  # Same module.
-        super().__init__(self._handle._log.lock, self._timeout_s)  # noqa: SLF001  # Same module.
-        super().__enter__()
 
 
 class Handle:
@@ -227,9 +211,9 @@ class Handle:
             end = self._log.append([commit.payload for commit in group], before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
-            if self._words[HEAD] != before.head:
-                for commit in group:
-                    commit.done = True
+            is_done = self._words[HEAD] != before.head
+            for commit in group:
+                commit.done = is_done
         with self._table_lock:
             if self._position != before:
                 return  # Another thread read in between, and has caught up with the log.
@@ -265,6 +249,12 @@ class Handle:
     # Lock and transaction.
 
     @contextlib.contextmanager
+    def _lock_held(self, timeout_s: float | None) -> Iterator[None]:
+        self._settle_for_write(timeout_s)  # After a fork the lock is another one.
+        with held(self._log.lock, timeout_s):
+            yield
+
+    @contextlib.contextmanager
     def _transact(self, timeout_s: float | None) -> Iterator[None]:
         outer = self._own_view()
         if outer is not None:
@@ -275,7 +265,7 @@ class Handle:
                 outer.rewind(mark)
                 raise
             return
-        with LockHeld(self, timeout_s):
+        with self._lock_held(timeout_s):
             self._prepare_locked()
             transaction = Transaction(self._records)
             try:
@@ -323,8 +313,9 @@ class Handle:
             return 0 if self._position is None else self._position.offset
 
     def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:
-        if isinstance(self._log, FileLog):
-            save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+        if not isinstance(self._log, FileLog):
+            raise TypeError("a table in memory has no file of its own; save(filename)")
+        save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
 
     # Opening, closing, forking.
 

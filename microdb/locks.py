@@ -25,13 +25,13 @@ from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import File
 
 __all__ = [
-    "Held",
     "Level",
     "WriteLock",
     "after_fork_in_child",
     "be_absent",
     "become_present",
     "check_reentrance",
+    "held",
     "is_alone",
     "save_lock",
     "shared_write_lock",
@@ -86,6 +86,7 @@ class WriteLock:
         self.depth = 0
         self.writing: object | None = None
         self.savers: set[int] = set()
+        self._abandoned: Level | None = None
         _every_lock.add(self)
 
     def tell_owner_in(self, words: memoryview | None) -> None:
@@ -150,12 +151,25 @@ class WriteLock:
         """Undo what this thread has taken since it stood at `level`."""
         if not self.is_mine():
             return
+        if self._abandoned is not None and level.depth <= self._abandoned.depth + 1:
+            level = min(level, self._abandoned)
+            self._abandoned = None
         if level.depth == 0 and self.depth > 0:
             self.writing = None
             self._unlock_file()
         self.depth = level.depth
         while not level.is_queued and self.is_mine():
             self._threads.release()
+
+    def abandon(self, level: Level) -> None:
+        """As `return_to`, some time after a block that began at `level`; blocks that began since end where they would.
+
+        The last of them then goes on to `level`.
+        """
+        if self.depth > level.depth + 1:
+            self._abandoned = level
+        else:
+            self.return_to(level)
 
     def _lock_file(self, file: File, left_s: float | None, timeout_s: float | None) -> None:
         try:
@@ -198,6 +212,7 @@ class WriteLock:
         self.depth = level.depth
         self.writing = None
         self.savers = set()
+        self._abandoned = None
         if level.is_queued:
             self._threads.acquire()
 
@@ -206,25 +221,24 @@ class WriteLock:
         return LockTimeoutError(self._file.path if self._file else ":memory:", timeout_s or 0, owner or None)
 
 
-class Held:
-    """``with`` of a lock with a time-out, for one block."""
+@contextlib.contextmanager
+def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
+    """``with`` of a lock with a time-out, for one block.
 
-    __slots__ = ("_level", "_lock", "_timeout_s")
-
-    def __init__(self, lock: WriteLock, timeout_s: float | None) -> None:
-        self._lock = lock
-        self._timeout_s = timeout_s
-        self._level = lock.level()
-
-    def __enter__(self) -> None:
-        self._lock.acquire(self._timeout_s)
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._lock.return_to(self._level)
-        except BaseException:
-            self._lock.return_to(self._level)
-            raise
+    Python runs signal handlers on entering a function. A Ctrl-C that comes as the block's exit is entered leaves the
+    block without leaving the lock. That is done when this generator goes, with the traceback that still refers to it.
+    """
+    level = lock.level()
+    try:
+        lock.acquire(timeout_s)
+        yield
+        lock.return_to(level)
+    except GeneratorExit:
+        lock.abandon(level)
+        raise
+    except BaseException:
+        lock.return_to(level)
+        raise
 
 
 def check_reentrance(lock: WriteLock) -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
-from microdb.locks import Held, save_lock
+from microdb.locks import held, save_lock
 from microdb.paths import Paths, resolved
 from microdb.values import Record
 from microdb.wal.file_log import FileLog
@@ -89,7 +89,7 @@ def save(
     with contextlib.nullcontext() if is_inside else save_lock(log.lock, log.paths.save_lock, save_timeout_s):
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
-        with Held(log.lock, timeout_s):
+        with held(log.lock, timeout_s):
             records, start = source.capture()
             poisoned = log.is_poisoned()
         pieces = encode(records)
@@ -98,7 +98,7 @@ def save(
             draft = _draft(log, pieces, start, temporaries, poisoned=poisoned, is_inside=is_inside)
             if draft is None:
                 return False
-            with Held(log.lock, timeout_s):
+            with held(log.lock, timeout_s):
                 try:
                     return _switch(log, draft)
                 finally:

@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 from microdb import locks
 from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import OS
-from microdb.locks import Held, WriteLock, be_absent, become_present, is_alone, save_lock, shared_write_lock
+from microdb.locks import WriteLock, be_absent, become_present, held, is_alone, save_lock, shared_write_lock
 
 SOON_S = 0.05
 """Long enough to be refused."""
@@ -159,8 +160,8 @@ def test_a_lock_can_be_taken_again_and_again(path):
 
 def test_a_with_block_holds_the_lock_and_lets_it_go_whatever_happens(path):
     lock = new_lock(path)
-    with Held(lock, None):
-        with pytest.raises(ZeroDivisionError), Held(lock, None):
+    with held(lock, None):
+        with pytest.raises(ZeroDivisionError), held(lock, None):
             assert lock.depth == 2
             raise ZeroDivisionError
         assert (lock.depth, is_free(path)) == (1, False)
@@ -193,7 +194,7 @@ def test_threads_that_count_together_lose_nothing(path):
 
     def count():
         for _ in range(500):
-            with Held(lock, None):
+            with held(lock, None):
                 total[0] = total[0] + 1
 
     threads = [threading.Thread(target=count) for _ in range(4)]
@@ -393,7 +394,7 @@ def test_a_fork_waits_for_no_lock_of_another_thread_and_its_child_keeps_none(pat
     taken, release = threading.Event(), threading.Event()
 
     def hold():
-        with Held(lock, None):
+        with held(lock, None):
             taken.set()
             release.wait(WAIT_S)
 
@@ -461,7 +462,7 @@ def contend(path, words, number):
         lock = new_lock(path)
         yield b"."
         while True:
-            with Held(lock, None):
+            with held(lock, None):
                 if words[0] == TURNS:
                     break
                 words[0] += 1
@@ -626,7 +627,7 @@ def test_a_save_lock_never_vanishes(path):
 def test_a_return_by_a_thread_that_holds_nothing_changes_nothing(path):
     lock = new_lock(path)
     outside = lock.level()
-    with Held(lock, None):
+    with held(lock, None):
         assert in_thread(lambda: lock.return_to(outside)) is None
         assert (lock.depth, is_free(path)) == (1, False)
     lock.return_to(outside)
@@ -642,7 +643,53 @@ def test_an_interrupt_as_a_with_block_lets_go_leaves_the_lock_free(path, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lock, "_unlock_file", interrupted)
-    with pytest.raises(KeyboardInterrupt), Held(lock, None):
+    with pytest.raises(KeyboardInterrupt), held(lock, None):
         pass
     assert (lock.depth, is_free(path)) == (0, True)
     assert in_thread(lambda: lock.acquire(0)) is None
+
+
+def test_whoever_polls_for_the_lock_has_it_as_soon_as_it_is_free(path, monkeypatch):
+    lock = new_lock(path)
+    with Child(holder(path)) as child:
+        child.step()
+        pauses = []
+
+        def sleep(pause_s):
+            pauses.append(pause_s)
+            if len(pauses) == 12:
+                child.step()  # It lets go.
+
+        monkeypatch.setattr(locks, "time", types.SimpleNamespace(monotonic=lambda: 0, sleep=sleep))
+        lock.acquire(1)
+        monkeypatch.undo()
+        assert (lock.depth, is_free(path)) == (1, False)
+    assert len(pauses) == 12
+    assert pauses[:2] == [0.000_05, 0.000_1], "it begins with short pauses"
+    assert max(pauses) == pauses[-1] == 0.01, "and ends with longer ones"
+    lock.release()
+
+
+def test_a_block_that_was_left_without_its_exit_is_left_when_it_is_forgotten():
+    lock = WriteLock()
+    block = held(lock, None)
+    block.__enter__()
+    assert lock.is_mine()
+    del block
+    assert not lock.is_mine()
+
+
+def test_a_forgotten_block_takes_the_lock_from_no_block_that_has_begun_since():
+    lock = WriteLock()
+    block = held(lock, None)
+    block.__enter__()
+    with held(lock, None):
+        with held(lock, None):
+            del block
+            assert lock.depth == 3
+        assert lock.depth == 2
+    assert not lock.is_mine()
+    assert lock.depth == 0
+    with held(lock, None):
+        assert lock.depth == 1
+    assert not lock.is_mine()

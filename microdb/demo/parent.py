@@ -7,7 +7,7 @@ import random
 import time
 from collections import deque
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from microdb import MicroDB
 from microdb.demo.crew import CrewMember
@@ -152,6 +152,8 @@ class Parent:
                 self._note_done(member)
             case Failed(traceback):
                 raise DemoError(f"worker {member.pid} failed\n{traceback}")
+            case _:
+                assert_never(message)
 
     def _note_acknowledged(self, member: CrewMember, record: Record) -> None:
         now = time.monotonic()

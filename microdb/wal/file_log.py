@@ -24,11 +24,11 @@ from microdb.errors import (
 from microdb.files import File, Files
 from microdb.keys import PartitionKeys
 from microdb.locks import (
-    Held,
     WriteLock,
     be_absent,
     become_present,
     check_reentrance,
+    held,
     is_alone,
     shared_write_lock,
 )
@@ -111,7 +111,7 @@ class FileLog:
         self._lock_file = self.files.open(self.paths.lock, write=True, create=first)
         self.lock = shared_write_lock(self._lock_file)
         self.lock.tell_owner_in(self._owner_words())
-        with Held(self.lock, timeout_s):
+        with held(self.lock, timeout_s):
             self.header_file = header_file = self.files.open(self.paths.header, write=True, create=first)
             if not first and header_file.identity().file != self._home:
                 raise _replaced(self.paths.header)
@@ -167,7 +167,7 @@ class FileLog:
             return recover(self, None)
         self.lock = shared_write_lock(self._lock_file)
         self.lock.tell_owner_in(self._owner_words())
-        with Held(self.lock, timeout_s):
+        with held(self.lock, timeout_s):
             alone = is_alone(header_file)
             try:
                 if header_file.size() < HEADER_BYTES:
@@ -249,7 +249,7 @@ class FileLog:
             # A save is between its two renames, or died there. Never block here: the caller may hold what the owner of
             # the lock is waiting for.
             try:
-                with Held(self.lock, 0):
+                with held(self.lock, 0):
                     if self._lock_file is not None:
                         return self._load_locked()
             except LockTimeoutError:
@@ -444,8 +444,9 @@ class FileLog:
             return  # A save has written its content, fsynced, to a later generation.
         self.sync_file(log)
         # Only a hint for recovery: not worth waiting for.
-        with contextlib.suppress(LockTimeoutError), Held(self.lock, 0):
+        with contextlib.suppress(LockTimeoutError), held(self.lock, 0):
             if split_head(self.words[HEAD])[0] == generation and not self.words[DIRTY]:
+                _check_place(self.files, log.file, self.paths.log(generation))
                 self.words[DURABLE] = max(self.words[DURABLE], offset)
                 header.seal(self.words, generation, self.words[DURABLE])
 
