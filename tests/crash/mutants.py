@@ -8,6 +8,7 @@ for all of them.
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,8 @@ class Mutant(NamedTuple):
 
 
 _FSYNC = "tests/crash/test_failed_fsync.py"
+_KILLS = "tests/crash/test_syscall_kills.py"
+_POWER = "tests/crash/test_power_cut.py"
 
 MUTANTS = [
     Mutant(
@@ -57,8 +60,8 @@ MUTANTS = [
     Mutant(
         "a snapshot whose name is not fsynced puts the old log away",
         "wal/file_log.py",
-        "        if not poisoned:\n            self.generations.retire",
-        "        if True:\n            self.generations.retire",
+        "        if not poisoned:\n            header.seal(words, generation, size)\n            self.generations.retire",
+        "        if True:\n            header.seal(words, generation, size)\n            self.generations.retire",
         _FSYNC,
     ),
     Mutant(
@@ -82,6 +85,133 @@ MUTANTS = [
         "if False:",
         "tests/test_bad_files.py",
     ),
+    Mutant(
+        "durability power does not fsync",
+        "wal/file_log.py",
+        "            if sync:\n                self.sync_file(log)\n",
+        "            if sync:\n                pass\n",
+        _POWER,
+    ),
+    Mutant(
+        "an append publishes before it writes",
+        "wal/file_log.py",
+        "            file.write_at(data, after.offset)\n",
+        "            words[HEAD] = end.head\n            file.write_at(data, after.offset)\n",
+        f"{_KILLS} -k inside_a_write",
+    ),
+    Mutant(
+        "a dead saver's switch is not finished",
+        "wal/file_log.py",
+        "if not self._finish_save(generation):",
+        "if True:",
+        f"{_KILLS} -m long -k 'any_store and behind_its'",
+    ),
+    Mutant(
+        "a switch does not set dirty",
+        "save.py",
+        "        log.words[DIRTY] = os.getpid()\n",
+        "",
+        f"{_KILLS} -m long -k 'any_system_call and save and not open'",
+    ),
+    Mutant(
+        "a switch publishes before the snapshot is in place",
+        "save.py",
+        """        log.files.rename(draft.snapshot.path, log.paths.snapshot)
+        in_place = True
+        log.files.sync_folder(log.paths.parent)
+        log.publish_generation(end.generation, end.offset, salt)
+""",
+        """        log.publish_generation(end.generation, end.offset, salt)
+        log.files.rename(draft.snapshot.path, log.paths.snapshot)
+        in_place = True
+        log.files.sync_folder(log.paths.parent)
+""",
+        f"{_KILLS} -m long -k 'any_system_call and save and not open'",
+    ),
+    Mutant(
+        "what dead savers left stays",
+        "wal/generations.py",
+        "if self._paths.is_temporary(name, inside_lock=inside_lock):",
+        "if False:",
+        f"{_KILLS} -m long -k 'inside_any and save and not open'",
+    ),
+    Mutant(
+        "a batch is appended in parts",
+        "handle.py",
+        "        else:\n            self._append(join(encoded), changes)\n",
+        """        else:
+            for one, change in zip(encoded, changes, strict=True):
+                self._append(join([one]), [change])
+""",
+        f"{_KILLS} -m long -k 'inside_any and upsert_many'",
+    ),
+    Mutant(
+        "sync does not fsync",
+        "wal/file_log.py",
+        "        self.sync_file(log)\n        # Only a hint",
+        "        # Only a hint",
+        f"{_POWER} -m long",
+    ),
+    Mutant(
+        "the new snapshot is not fsynced",
+        "save.py",
+        "    file.sync()\n    return file, state.digest()",
+        "    return file, state.digest()",
+        f"{_POWER} -m long -k xfs",
+    ),
+    Mutant(
+        "the page is trusted after a reboot",
+        "wal/header.py",
+        '        and (words[_BOOT], words[_BOOT + 1]) == struct.unpack("=QQ", boot_id)\n',
+        "",
+        f"{_POWER} -m long",
+    ),
+    Mutant(
+        "a new log is not fsynced",
+        "wal/log_file.py",
+        "        file.sync()\n",
+        "",
+        f"{_POWER} -m long",
+    ),
+    Mutant(
+        "the last frames of a new log are not fsynced",
+        "save.py",
+        "        draft.log.file.sync()\n",
+        "",
+        f"{_POWER} -m long",
+    ),
+    Mutant(
+        "what a power cut leaves out counts as rot",
+        "recovery.py",
+        "if later and (not rebooted or any(frame.durable_before for frame in later)):",
+        "if later:",
+        f"{_POWER} -m long",
+    ),
+    Mutant(
+        "the crc chain is not looked at",
+        "wal/reader.py",
+        "if CRC.unpack_from(view, end)[0] != crc32(view[at:end], seed):",
+        "if False:",
+        "tests/test_reader.py tests/property/test_frames.py",
+    ),
+    Mutant(
+        "a read does not compare the head",
+        "database.py",
+        """        key = record_or_key if type(record_or_key) is tuple else self._key(record_or_key)
+        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        return d""",
+        """        key = record_or_key if type(record_or_key) is tuple else self._key(record_or_key)
+        record = self._records.get(key)
+        return d""",
+        "tests/test_processes.py",
+    ),
+    Mutant(
+        "the lock is taken among threads alone",
+        "locks.py",
+        "if self.depth == 1 and self._file is not None:",
+        "if False:",
+        "tests/test_processes.py",
+    ),
 ]
 
 
@@ -103,7 +233,7 @@ def is_noticed(mutant):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         apply(mutant, copy / "microdb")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         run = subprocess.run(
             command, cwd=copy, env={**environment, "PYTHONPATH": folder}, capture_output=True, text=True, check=False
