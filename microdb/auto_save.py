@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
@@ -82,7 +83,9 @@ class AutoSave:
         except (LockTimeoutError, ClosedError) as error:
             _LOG.debug("%s: no automatic save: %s", log.name, str(error))
         except (OSError, MicroDBError):
-            _LOG.warning("%s: the automatic save failed; the log goes on growing", log.name, exc_info=True)
+            # As text: the traceback itself would keep its frames, and with them files, in whoever keeps the record.
+            reason = traceback.format_exc()
+            _LOG.warning("%s: the automatic save failed; the log goes on growing\n%s", log.name, reason)
 
 
 def _same_form(log: FileLog) -> Encode:

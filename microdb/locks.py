@@ -321,5 +321,10 @@ def save_lock(lock: WriteLock, path: str, timeout_s: float | None) -> Iterator[N
             raise LockTimeoutError(path, timeout_s or 0, None) from None
         yield
     finally:
-        file_lock.release()
-        lock.savers.discard(thread)
+        try:
+            file_lock.release()
+        except BaseException:
+            file_lock.release(force=True)
+            raise
+        finally:
+            lock.savers.discard(thread)
