@@ -6,9 +6,11 @@ fsynced; bytes that were not fsynced may be lost or become zeros, page by page, 
 A test double with the same methods turns crashes into unit tests.
 """
 
+import errno
 import hashlib
 import mmap
 import os
+import stat
 from typing import Final, NamedTuple
 
 __all__ = ["BOOT_ID_BYTES", "OS", "File", "Files", "Identity"]
@@ -132,12 +134,18 @@ class Files:
         """Open an existing file, or one that may have to be created.
 
         Raises:
-            OSError: As the system says.
+            OSError: As the system says; or something that is no file stands there.
         """
         flags = os.O_RDWR if write else os.O_RDONLY
         if create:
             flags |= os.O_CREAT
-        return File(os.open(path, flags | os.O_CLOEXEC, _FILE_MODE), path)
+        # To open a pipe would wait for somebody at its other end.
+        file = File(os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, _FILE_MODE), path)
+        mode = os.fstat(file.fd).st_mode
+        if not stat.S_ISREG(mode):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(code, f"not a file but {stat.filemode(mode)}; something else stands in its place", path)
+        return file
 
     def create(self, path: str) -> File:
         """A new file, open for writing. Raises FileExistsError."""

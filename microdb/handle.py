@@ -274,16 +274,22 @@ class Handle:
                     self._transaction = transaction
                     self._head = NEVER
                 yield
-            finally:
-                with self._table_lock:
-                    if self._transaction is transaction:
-                        self._transaction = None
-                        self._open_gate()
+                self._end_transaction(transaction)
+            except BaseException:
+                self._end_transaction(transaction)
+                raise
             if transaction.is_inherited():
                 raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")
             if transaction.pairs:
                 changes, encoded = zip(*transaction.pairs, strict=True)
                 self._append(join(encoded), changes)
+
+    def _end_transaction(self, transaction: Transaction) -> None:
+        # First of all, and without waiting for the table: whatever interrupts that must not leave it open.
+        if self._transaction is transaction:
+            self._transaction = None
+        with self._table_lock:
+            self._open_gate()
 
     def _refuse_in_transaction(self, what: str) -> None:
         transaction = self._transaction
@@ -377,15 +383,19 @@ class Handle:
             raise TransactionError("close() inside lock() or transaction(); close it when that has ended")
         self._auto_save.wait()
         with self._table_lock:
-            attached = self._pid == os.getpid()
-            self._pid = _CLOSED
-            self._head = NEVER
-            self._words = _CLOSED_WORDS
+            let_go = self._log.close if self._pid == os.getpid() else self._log.detach
+            try:
+                self._head = NEVER
+                self._words = _CLOSED_WORDS
+                self._pid = _CLOSED
+                let_go()
+            except BaseException:
+                # Whatever interrupts this: a handle that nobody can close any more must not look alive.
+                self._head = NEVER
+                self._pid = _CLOSED
+                let_go()
+                raise
             self._records = {}
-            if attached:
-                self._log.close()
-            else:
-                self._log.detach()
 
     def stop_for_fork(self) -> None:
         """See `forks`."""

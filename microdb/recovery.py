@@ -269,7 +269,7 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
         log.generations.remove_temporaries(inside_lock=inside_lock)
     header.rebuild(log.words, header_file, found.boot_id, end=end, salt=salt, poisoned=poisoned)
     if torn:
-        log.words[TORN] += 1
+        header.count(log.words, TORN)
     if poisoned != end.generation:
         log.generations.retire(end.generation - 1)
     return Start(found.snapshot, payloads, end, end.head)

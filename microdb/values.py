@@ -10,12 +10,13 @@ import zoneinfo
 from collections.abc import Callable
 from decimal import Decimal
 from types import EllipsisType, NoneType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from microdb.errors import RecordError
 
-__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "checked", "stored"]
+__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "check", "checked", "stored"]
 
+T = TypeVar("T")
 Record = dict[str, Any]
 
 DEPTH_MAX: Final = 64
@@ -83,6 +84,14 @@ def stored(record: Record) -> Record:
 
 def checked(record: Record) -> Record:
     """As `stored`, looking at every value, lone surrogates included."""
+    check(record)
+    if FLAT.issuperset(map(type, record.values())):
+        return record.copy()
+    return Nested(Nested(record).copy())
+
+
+def check(record: Record) -> None:
+    """Raises RecordError if a record cannot be stored."""
     if type(record) is not dict:
         raise RecordError("record", f"expected a dict, found {_name(record)}")
     for name, value in record.items():
@@ -90,9 +99,6 @@ def checked(record: Record) -> Record:
             raise RecordError("record", f"field names are str, found {_shown(name)} ({_name(name)})")
         _check_str(name, "record (a field name)")
         _check(value, f"record[{name!r}]", DEPTH_MAX)
-    if FLAT.issuperset(map(type, record.values())):
-        return record.copy()
-    return Nested(Nested(record).copy())
 
 
 def _copied(value: Any) -> Any:
@@ -219,6 +225,13 @@ def _moment_from_plain(kind: type[dt.datetime] | type[dt.time], plain: Any) -> d
     return value.replace(fold=fold, tzinfo=dt.timezone(offset) if name is None else dt.timezone(offset, name))
 
 
+def _only(kind: type[T], plain: Any) -> T:
+    """What `to_plain` gave, and nothing else that the constructor would take, some of it for a long time."""
+    if type(plain) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {_name(plain)}")
+    return plain
+
+
 def _ellipsis_from_plain(plain: Any) -> EllipsisType:
     if plain is not None:
         raise ValueError("an ellipsis carries null")
@@ -226,10 +239,10 @@ def _ellipsis_from_plain(plain: Any) -> EllipsisType:
 
 
 FORMS: Final = (
-    Form(tuple, "tuple", 1, list, tuple),
-    Form(set, "set", 2, list, set),
-    Form(frozenset, "frozenset", 3, list, frozenset),
-    Form(int, "int", 4, _int_to_plain, lambda plain: int(plain, 0)),
+    Form(tuple, "tuple", 1, list, lambda plain: tuple(_only(list, plain))),
+    Form(set, "set", 2, list, lambda plain: set(_only(list, plain))),
+    Form(frozenset, "frozenset", 3, list, lambda plain: frozenset(_only(list, plain))),
+    Form(int, "int", 4, _int_to_plain, lambda plain: int(_only(str, plain), 0)),
     Form(complex, "complex", 5, lambda value: [value.real, value.imag], lambda plain: complex(*plain)),
     Form(EllipsisType, "ellipsis", 6, lambda _: None, _ellipsis_from_plain),
     Form(dt.datetime, "datetime", 7, _moment_to_plain, lambda plain: _moment_from_plain(dt.datetime, plain)),
@@ -242,8 +255,8 @@ FORMS: Final = (
         lambda value: [value.days, value.seconds, value.microseconds],
         lambda plain: dt.timedelta(*plain),
     ),
-    Form(Decimal, "decimal", 11, str, Decimal),
-    Form(uuid.UUID, "uuid", 12, str, uuid.UUID),
+    Form(Decimal, "decimal", 11, str, lambda plain: Decimal(_only(str, plain))),
+    Form(uuid.UUID, "uuid", 12, str, lambda plain: uuid.UUID(_only(str, plain))),
 )
 """The portable forms. A code is never used again for another type: old logs hold them.
 

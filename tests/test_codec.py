@@ -108,9 +108,9 @@ def test_the_codes_of_the_forms_are_for_ever():
 
 
 def test_what_is_decoded_is_ready_to_be_stored():
-    payload = join([encode_upsert({"job": 1}), encode_upsert({"job": [1]}), encode_upsert({"job": (1,)})])
+    payload = join([encode_upsert({"job": 1}), encode_upsert({"a": [1]}), encode_upsert({"a": (1,)})])
     kinds = [type(record) for _, record in decode(payload, KEYS)]
-    assert kinds == [dict, Nested, Nested] == [type(stored({"job": value})) for value in (1, [1], (1,))]
+    assert kinds == [dict, Nested, Nested] == [type(stored({"a": value})) for value in (1, [1], (1,))]
 
 
 def test_a_payload_may_be_a_view():
@@ -329,3 +329,61 @@ def test_any_bytes_are_names_or_codec_error(data):
 def test_what_is_no_list_of_names_is_refused(value):
     with pytest.raises(CodecError):
         decode_names(msgpack.packb(value))
+
+
+def test_a_record_that_is_mended_while_the_packer_complains_about_it_is_refused_all_the_same():
+    class Mended(dict):
+        seen = 0
+
+        def keys(self):
+            self.seen += 1
+            return ["sound" if self.seen > 1 else "\ud800"]
+
+        def __iter__(self):
+            return iter(self.keys())
+
+        def __getitem__(self, name):
+            return 1
+
+    with pytest.raises(UnicodeEncodeError):
+        encode_upsert(Mended())
+    assert decode(join([encode_upsert({"job": 1})]), KEYS) == [((1, None), {"job": 1})], "the packer is sound"
+
+
+def test_an_extension_too_deep_is_refused_as_such():
+    assert decode(upsert_of(nested_ext(DEPTH_MAX - 1)), KEYS)
+    with pytest.raises(CodecError, match=f"nested more than {DEPTH_MAX} deep"):
+        decode(upsert_of(nested_ext(DEPTH_MAX)), KEYS)
+    with pytest.raises(CodecError, match="nested too deep"):
+        decode(upsert_of(nested_ext(DEPTH_MAX + 4)), KEYS)
+
+
+def test_a_change_that_is_not_known_is_named():
+    with pytest.raises(CodecError, match="unknown change 3"):
+        decode(b"\x91\x92\x03\x04", KEYS)
+
+
+def test_two_values_in_one_extension_are_refused():
+    with pytest.raises(CodecError, match="more than one value"):
+        decode(upsert_of(ext(TUPLE, b"\x90\x90")), KEYS)
+
+
+HOSTILE = {
+    "a map in the place of the list": b"\x81\x91\x02\x91\x02",
+    "a field name that is no str": b"\x91\x81\x01\x02",
+    "a field name that is no str, and something mutable": b"\x91\x82\x01\x02\xa1a\x90",
+    "a timestamp": upsert_of(b"\xd6\xff\x00\x00\x00\x00"),
+    "a list as a key": b"\x91\x81\xa3job\x90",
+    "a delete of a list": b"\x91\x92\x01\x91\x90",
+    "a delete of two keys": b"\x91\x93\x01\x91\x01\x91\x01",
+    "a clear with more": b"\x91\x92\x02\x01",
+    "lists 900 deep": upsert_of(b"\x91" * 900 + b"\x01"),
+    "a decimal of an int": upsert_of(ext(11, b"\x01")),
+    "a tuple of a str": upsert_of(ext(TUPLE, b"\xa1a")),
+}
+
+
+@pytest.mark.parametrize("payload", HOSTILE.values(), ids=HOSTILE)
+def test_what_nobody_can_have_stored_is_no_payload(payload):
+    with pytest.raises(CodecError, match="not a batch of changes"):
+        decode(payload, KEYS)

@@ -19,7 +19,7 @@ import msgpack
 from microdb.changes import Change
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import DEPTH_MAX, FLAT, FORMS, Nested, Record, checked
+from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record, check, checked
 from microdb.wal.format import PAYLOAD_BYTES_MAX
 
 __all__ = [
@@ -43,7 +43,7 @@ _FORM_OF_CODE: Final = {form.code: form for form in FORMS}
 # What msgpack, and the forms, raise on bytes that nobody wrote.
 _DECODE_ERRORS: Final = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
-    *(OSError, msgpack.UnpackException),
+    *(OSError, RecordError, msgpack.UnpackException),
 )
 
 
@@ -142,18 +142,26 @@ def decode(payload: bytes | memoryview, keys: PartitionKeys) -> list[Change]:
         CodecError: These bytes are no payload.
     """
     try:
-        return [_change(item, keys) for item in _unpack(payload)]
+        items = _unpack(payload)
+        if type(items) is not list:
+            raise TypeError(f"expected an array, found {type(items).__name__}")
+        return [_change(item, keys) for item in items]
     except _DECODE_ERRORS as error:
         raise CodecError(f"not a batch of changes ({type(error).__name__}: {error})") from error
 
 
 def _change(item: Any, keys: PartitionKeys) -> Change:
     if type(item) is dict:
-        record = item if FLAT.issuperset(map(type, item.values())) else Nested(item)
-        return keys.of(item), record
-    if item[0] == _DELETE:
-        return tuple(item[1]), None
-    if item[0] == _CLEAR:
+        if FLAT.issuperset(map(type, item.values())) and STR.issuperset(map(type, item)):
+            return keys.checked(item), item
+        check(item)
+        return keys.checked(item), Nested(item)
+    kind, *rest = item
+    if kind == _DELETE:
+        key = tuple(*rest)
+        hash(key)
+        return key, None
+    if kind == _CLEAR and not rest:
         return None, None
     raise ValueError(f"unknown change {item[0]!r}")
 

@@ -352,7 +352,7 @@ class FileLog:
             log = self._current(generation)
             if log.file.size() > offset:
                 self._cut(log.file, offset)
-        self.words[REPAIRS] += 1
+        header.count(self.words, REPAIRS)
         self.words[DIRTY] = 0
 
     def _finish_save(self, generation: int) -> bool:
@@ -474,7 +474,7 @@ class FileLog:
         words[POISONED] = generation if poisoned else 0
         words[DURABLE] = size
         header.publish(words, generation, size, salt)
-        words[SAVES] += 1
+        header.count(words, SAVES)
         if not poisoned:
             header.seal(words, generation, size)
             self.generations.retire(generation - 1)

@@ -35,6 +35,7 @@ __all__ = [
     "FLAGS_KNOWN",
     "FRAME",
     "FRAME_BYTES_MIN",
+    "GENERATION_MAX",
     "HASH_BYTES",
     "KEYS_BYTES_MAX",
     "LOG_HEADER",
@@ -44,6 +45,7 @@ __all__ = [
     "OFFSET_MAX",
     "PAYLOAD_BYTES_MAX",
     "SALT_BYTES",
+    "SEQUENCE_MAX",
     "VERSION",
     "LogHeader",
     "Position",
@@ -78,6 +80,9 @@ PAYLOAD_BYTES_MAX: Final = 1 << 28
 """256 MiB: the largest atomic batch. Checked before a write, and before memory is asked for a read."""
 
 OFFSET_BITS: Final = 36
+GENERATION_MAX: Final = (1 << 64 - OFFSET_BITS) - 1
+"""A save a second for eight years."""
+SEQUENCE_MAX: Final = (1 << 63) - 1
 OFFSET_MAX: Final = (1 << OFFSET_BITS) - 1
 """64 GiB: no log grows longer. Automatic saves keep it far below."""
 

@@ -10,7 +10,7 @@ from microdb.errors import StorageError
 from microdb.files import Files
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
-from microdb.wal.format import Position, split_head
+from microdb.wal.format import GENERATION_MAX, Position, split_head
 from microdb.wal.log import GoneError, Payload
 from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log
 
@@ -41,7 +41,8 @@ class Generations:
     def numbers(self, kind: str) -> list[int]:
         """Which logs there are, in order: the ``log`` or the ``history`` ones."""
         names = self._files.names(self._paths.folder)
-        return [number for name in names if (number := self._paths.generation_of(name, kind)) is not None]
+        numbers = (self._paths.generation_of(name, kind) for name in names)
+        return [number for number in numbers if number is not None and number <= GENERATION_MAX]
 
     def open(self, generation: int) -> LogFile:
         """The log of a generation, current or history. Raises GoneError if it is not kept."""

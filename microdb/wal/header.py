@@ -45,6 +45,7 @@ __all__ = [
     "SAVES",
     "TORN",
     "Words",
+    "count",
     "create",
     "is_current",
     "open_words",
@@ -133,6 +134,11 @@ def _seal_of(words: Words) -> int:
 def salt_of(words: Words, generation: int) -> bytes:
     """The salt of the log of the generation in the head, or in the sealed one."""
     return struct.pack("=Q", words[_SALT + generation % 2])
+
+
+def count(words: Words, word: int) -> None:
+    """Add one to a counter."""
+    words[word] = (words[word] + 1) % (1 << 64)
 
 
 def publish(words: Words, generation: int, offset: int, salt: bytes) -> None:

@@ -4,9 +4,18 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from microdb.errors import CorruptError, VersionError
+from microdb.errors import CorruptError, StorageError, VersionError
 from microdb.files import File, Files
-from microdb.wal.format import BASE_BYTES, CRC_BYTES, HASH_BYTES, KEYS_BYTES_MAX, NO_SNAPSHOT, LogHeader, Position
+from microdb.wal.format import (
+    BASE_BYTES,
+    CRC_BYTES,
+    GENERATION_MAX,
+    HASH_BYTES,
+    KEYS_BYTES_MAX,
+    NO_SNAPSHOT,
+    LogHeader,
+    Position,
+)
 from microdb.wal.log import GoneError, Payload
 from microdb.wal.reader import HeaderError, NewerVersionError, Run, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
@@ -55,7 +64,9 @@ def create_log(
     after_failure: bool = False,
     payloads: Iterable[Payload] = (),
 ) -> tuple[LogFile, Position]:
-    """A new log at `path`, fsynced, and the position at its end."""
+    """A new log at `path`, fsynced, and the position at its end. Raises StorageError if there were too many."""
+    if generation > GENERATION_MAX:
+        raise StorageError(path, f"no log follows generation {GENERATION_MAX}; save(another_filename) and begin there")
     data, fields = log_header(
         generation=generation,
         boot_id=files.boot_id(),

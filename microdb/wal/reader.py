@@ -19,10 +19,12 @@ from microdb.wal.format import (
     FLAGS_KNOWN,
     FRAME,
     FRAME_BYTES_MIN,
+    GENERATION_MAX,
     KEYS_BYTES_MAX,
     LOG_HEADER,
     MAGIC,
     PAYLOAD_BYTES_MAX,
+    SEQUENCE_MAX,
     VERSION,
     LogHeader,
     Position,
@@ -96,6 +98,8 @@ def read_header(data: bytes) -> LogHeader:
     (crc,) = CRC.unpack_from(data, end - CRC_BYTES)
     if crc != crc32(data[: end - CRC_BYTES]):
         raise HeaderError("the crc of the log header is wrong", end - CRC_BYTES)
+    if generation > GENERATION_MAX or base > SEQUENCE_MAX:
+        raise HeaderError(f"generation {generation} or base sequence {base} is beyond what any log can have", 16)
     try:
         names = decode_names(data[BASE_BYTES : end - CRC_BYTES])
     except CodecError as error:

@@ -9,7 +9,7 @@ from microdb.values import Nested, checked, stored
 from microdb.wal.codec import decode, encode_delete, encode_upsert, join
 from strategies import names, records, same, values
 
-KEYS = PartitionKeys(["id", "a"])
+KEYS = PartitionKeys(["no field of any record", "nor this"])
 
 
 def through_log(table):
@@ -32,6 +32,14 @@ def copies(table):
     found = [record.copy() for record in table]
     assert {type(record) for record in found} <= {dict}
     return found
+
+
+def is_hashable(value):
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def tables():
@@ -115,7 +123,7 @@ def test_what_comes_through_every_format_in_turn_is_the_same(table):
     assert same(copies(through_log(through_grid(through_list(through_log(table))))), table)
 
 
-@given(st.lists(values(), min_size=1, max_size=3))
+@given(st.lists(values().filter(is_hashable), min_size=1, max_size=3))
 def test_the_key_of_a_delete_is_the_same(key):
     [(found, record)] = decode(join([encode_delete(tuple(key))]), KEYS)
     assert record is None
