@@ -1,9 +1,17 @@
 """`microdb repair`: all that is sound goes into a new database, and what is lost is listed."""
 
+import json
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
+import microdb.repair
 from microdb.cli import main
 from microdb.files import OS
+from microdb.wal.codec import encode_upsert, join
 from microdb.wal.log_file import create_log
 from walfiles import ids, overwrite
 
@@ -14,7 +22,9 @@ def repair(capsys, path, tmp_path):
 
     def _repair(*options):
         code = main(["repair", str(path), *options])
-        return code, capsys.readouterr().out
+        output, errors = capsys.readouterr()
+        assert bool(errors) == (code == 2), errors
+        return code, output + errors
 
     return _repair
 
@@ -24,118 +34,79 @@ def new(tmp_path):
     return tmp_path / "new.json"
 
 
+@pytest.fixture
+def saved(ten, open_db):
+    """A database with ten records in its snapshot, one more in its log, and the log before it as history."""
+    mdb = open_db()
+    mdb.save()
+    mdb.upsert({"id": "in the log"})
+    mdb.close()
+    return ten
+
+
 def everything(wal):
     files = [*wal.folder.iterdir(), *([wal.snapshot] if wal.snapshot.exists() else [])]
     return {str(file): file.read_bytes() for file in files}
+
+
+def ruin(wal, number, generation=1):
+    """Damage the frame `number` of a log, counted from 0, so that more than a bit of it is wrong."""
+    at, length = wal.frames(generation)[number]
+    overwrite(wal.log(generation), at + length - 7, b"\xff\xfe\xfd")
+    return at, at + length
+
+
+def drop_history(wal):
+    wal.log(1).with_suffix(".history").unlink()
+
+
+# --------------------------------------------------------------------------------------------------- The command itself
 
 
 def test_without_a_target_it_only_tells(ten, repair, tmp_path):
     before = everything(ten)
     code, output = repair()
     assert code == 0
-    assert "10 records are sound; 10 batches of the log are among them" in output
+    assert "10 records can be saved; batches of the log in them: 10" in output
     assert "Nothing was written" in output
     assert everything(ten) == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mdb.json.wal"]
 
 
-def test_frames_behind_a_damaged_one_are_saved_too(ten, repair, new, open_db):
-    at, length = ten.frames()[4]
-    overwrite(ten.log(), at + length - 6, b"\xff")
+def test_a_sound_database_comes_through_whole(saved, repair, new, open_db):
+    before = everything(saved)
+    assert repair("--into", str(new)) == (
+        0,
+        f"{saved.snapshot}: keyed by id\n11 records can be saved; batches of the log in them: 1\nwritten: {new}\n",
+    )
+    assert everything(saved) == before
+    assert ids(open_db(new)) == [*range(10), "in the log"]
+
+
+@pytest.mark.parametrize("taken", ["snapshot", "folder"])
+def test_the_target_must_be_new(ten, repair, new, taken):
+    if taken == "snapshot":
+        new.write_text("[]")
+    else:
+        new.with_name("new.json.wal").mkdir()
     before = everything(ten)
     code, output = repair("--into", str(new))
-    assert code == 1
-    assert f"{ten.log()}, bytes {at} to {at + length}" in output
-    assert everything(ten) == before
-    assert ids(open_db(new)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-
-
-def test_only_the_frame_whose_crc_is_damaged_is_lost(ten, repair, new, open_db):
-    at, length = ten.frames()[4]
-    overwrite(ten.log(), at + length - 3, b"\xff\xff\xff")
-    code, output = repair("--into", str(new))
-    assert code == 1
-    assert f"bytes {at} to {at + length}: the crc is wrong" in output
-    assert ids(open_db(new)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-
-
-def test_logs_that_a_dead_save_left_are_joined(ten, repair, new, open_db):
-    """Neither follows the snapshot, which was edited; the newer holds the last of the changes of the older again."""
-    mdb = open_db()
-    mdb.save()
-    mdb.upsert({"id": "a"})
-    mdb.upsert({"id": "b"})
-    mdb.close()
-    log, _ = create_log(
-        str(ten.log(3)), OS, generation=3, base_sequence=11, bound_to=b"h" * 16, partition_keys=("id",), payloads=[b"x"]
-    )
-    del log
-    ten.snapshot.write_text('[{"id": "edited"}]')
-    code, output = repair("--into", str(new))
-    assert code == 0, output
-    assert ids(open_db(new)) == ["edited", "a", "b"]
-
-
-def test_a_torn_tail_is_listed(ten, repair):
-    with ten.log().open("ab") as log:
-        log.write(b"torn")
-    code, output = repair()
-    assert code == 1
-    assert "4 bytes are too few for a frame" in output
-
-
-def test_a_damaged_snapshot_is_saved_line_by_line(ten, repair, new, open_db):
-    mdb = open_db()
-    mdb.save()
-    mdb.upsert({"id": "later"})
-    mdb.close()
-    text = ten.snapshot.read_text().replace('{"id":3}', '{"id":3').replace('{"id":7}', '{"id":6}')
-    ten.snapshot.write_text(text)
-    code, output = repair("--into", str(new))
-    assert code == 1
-    assert "line 5" in output
-    assert "a record with key (6,), which a later one has too" in output
-    assert "not the one that the log follows" in output
-    assert ids(open_db(new)) == [0, 1, 2, 4, 5, 6, 8, 9, "later"]
-
-
-def test_an_edited_snapshot_goes_with_the_log_or_without_it(ten, repair, tmp_path, open_db):
-    mdb = open_db()
-    mdb.save()
-    mdb.upsert({"id": "in the log"})
-    mdb.close()
-    ten.snapshot.write_text('[{"id": "edited"}]')
-    assert repair("--into", str(tmp_path / "both.json"))[0] == 0
-    assert repair("--log", "ignore", "--into", str(tmp_path / "edit.json"))[0] == 0
-    assert ids(open_db(tmp_path / "both.json")) == ["edited", "in the log"]
-    assert ids(open_db(tmp_path / "edit.json")) == ["edited"]
-
-
-def test_a_log_whose_header_is_damaged_is_lost_and_the_keys_must_be_told(ten, repair, new, open_db):
-    mdb = open_db()
-    mdb.save()
-    mdb.close()
-    overwrite(ten.log(2), 20, b"\xff")
-    code, output = repair()
     assert code == 2
-    assert "--keys" in output
-    code, output = repair("--keys", "id", "--into", str(new))
-    assert code == 1
-    assert "the whole log" in output
-    assert ids(open_db(new)) == list(range(10))
+    assert "--into names a new database; this one exists" in output
+    assert str(new) in output
+    assert everything(ten) == before
 
 
-def test_a_record_that_cannot_be_keyed_is_listed(path, repair):
-    path.write_text('[{"id": 1}, {"id": [2]}]')
-    code, output = repair("--keys", "id")
-    assert code == 1
-    assert "record 2" in output
-
-
-def test_the_target_must_be_new(ten, repair, path):
+def test_the_target_cannot_be_the_database_itself(ten, repair, path):
     code, output = repair("--into", str(path))
     assert code == 2
     assert "a new database" in output
+
+
+def test_the_folder_of_the_target_must_be_there(ten, repair, tmp_path):
+    code, output = repair("--into", str(tmp_path / "no such folder" / "new.json"))
+    assert code == 2
+    assert "no such folder" in output
 
 
 def test_nothing_is_repaired_where_nothing_is(repair):
@@ -149,3 +120,351 @@ def test_a_newer_version_is_left_alone(ten, repair):
     code, output = repair()
     assert code == 2
     assert "upgrade microdb" in output
+
+
+def test_without_any_log_the_keys_must_be_told(path, repair, new, open_db):
+    path.write_text('[{"id": 1}, {"id": [2]}]')
+    code, output = repair()
+    assert code == 2
+    assert "--keys" in output
+    code, output = repair("--keys", "id", "--into", str(new))
+    assert code == 1
+    assert "lost: " in output
+    assert "record 2: record['id']: a key field cannot hold a list" in output
+    assert ids(open_db(new)) == [1]
+
+
+@pytest.mark.parametrize("keys", ["name", "id,name", "", "id,id"])
+def test_other_keys_than_those_of_the_log_are_refused(saved, repair, keys):
+    code, output = repair("--keys", keys)
+    assert code == 2
+    assert "key" in output
+
+
+def test_on_a_terminal_the_findings_are_a_table(saved):
+    pytest.importorskip("rich", reason="the table on a terminal needs rich, which comes with microdb[cli]")
+    ruin(saved, 0, 2)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "microdb", "repair", str(saved.snapshot)]
+    environment = os.environ | {"COLUMNS": "100", "TERM": "xterm"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(command, stdout=theirs, env=environment)
+    os.close(theirs)
+    shown = bytearray()
+    with open(ours, "rb", buffering=0) as terminal:
+        try:
+            while data := terminal.read(4096):
+                shown += data
+        except OSError:  # How a terminal ends whose other side is closed.
+            pass
+    assert process.wait(60) == 1
+    assert b"\x1b[1;31mlost" in shown
+    assert b"any change after 10" in shown
+
+
+def test_without_rich_it_is_as_plain_as_in_a_pipe(saved, repair, monkeypatch):
+    ruin(saved, 0, 2)
+    in_a_pipe = repair()
+    monkeypatch.delitem(sys.modules, "microdb.repair.pretty", raising=False)
+    monkeypatch.delattr(microdb.repair, "pretty", raising=False)
+    for name in ("rich", "rich.console", "rich.table", "rich.text"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert repair() == in_a_pipe
+
+
+# -------------------------------------------------------------------------------------------------------------- The log
+
+
+def test_frames_behind_a_damaged_one_are_saved_too(ten, repair, new, open_db):
+    start, end = ruin(ten, 4)
+    before = everything(ten)
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"lost: {ten.log()}, bytes {start} to {end}: change 5: the crc is wrong" in output
+    assert f"in doubt: {ten.log()}: changes 6 to 10: sound, and applied; but they stand behind a gap" in output
+    assert everything(ten) == before
+    assert ids(open_db(new)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_what_stands_behind_a_gap_can_be_left_out(ten, repair, new, open_db):
+    ruin(ten, 4)
+    code, output = repair("--gaps", "stop", "--into", str(new))
+    assert code == 1
+    assert "lost: " in output
+    assert "changes 6 to 10: left out, as they stand behind a gap" in output
+    assert ids(open_db(new)) == [0, 1, 2, 3]
+
+
+def test_a_damaged_crc_costs_nothing_where_the_next_frame_tells_the_right_one(ten, repair, new, open_db):
+    at, length = ten.frames()[4]
+    overwrite(ten.log(), at + length - 3, b"\xff\xff\xff")
+    code, output = repair("--into", str(new))
+    assert code == 0
+    assert "the frame after it tells the right one; no change is missing" in output
+    assert ids(open_db(new)) == list(range(10))
+
+
+def test_one_flipped_bit_is_flipped_back(ten, repair):
+    at, _ = ten.frames()[9]
+    byte = ten.log().read_bytes()[at + 15]
+    overwrite(ten.log(), at + 15, bytes([byte ^ 4]))
+    code, output = repair()
+    assert code == 0
+    assert f"one bit of byte {at + 15} was flipped, and is flipped back" in output
+    assert "10 records can be saved" in output
+
+
+def test_frames_in_a_wrong_order_or_twice_cost_nothing(ten, repair, new, open_db):
+    data = ten.log().read_bytes()
+    frames = [data[at : at + length] for at, length in ten.frames()]
+    start = ten.frames()[0][0]
+    ten.log().write_bytes(
+        data[:start] + b"".join([*frames[:2], frames[4], frames[3], frames[2], frames[2], *frames[5:]])
+    )
+    code, output = repair("--into", str(new))
+    assert code == 0, output
+    assert ids(open_db(new)) == list(range(10))
+
+
+def test_frames_that_follow_another_one_than_ours_are_not_of_this_log(ten, repair, new, open_db, tmp_path):
+    """The next frame of this log is joined to the last one; what is joined to another is a piece of another log."""
+    mdb = open_db(tmp_path / "other.json")
+    for n in range(10):
+        mdb.upsert({"id": f"other {n}"})
+    mdb.close()
+    other = (tmp_path / "other.json.wal" / ten.log().name).read_bytes()
+    data = ten.log().read_bytes()
+    at, _ = ten.frames()[5]
+    ten.log().write_bytes(data[:at] + other[84:])
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert "any change after 5" in output
+    assert ids(open_db(new)) == list(range(5))
+
+
+def test_a_torn_tail_costs_nothing_where_the_page_says_that_it_was_never_acknowledged(ten, repair):
+    with ten.log().open("ab") as log:
+        log.write(b"torn")
+    code, output = repair()
+    assert code == 0
+    assert "4 bytes are too few for a frame; nothing in them was ever acknowledged" in output
+    ten.header.unlink()
+    code, output = repair()
+    assert code == 1
+    assert "lost: " in output
+    assert "any change after 10: 4 bytes are too few for a frame" in output
+
+
+def test_a_log_that_ends_before_the_page_says_so_has_lost_something(ten, repair):
+    at, length = ten.frames()[9]
+    ten.log().write_bytes(ten.log().read_bytes()[:at])
+    code, output = repair()
+    assert code == 1
+    assert f"lost: {ten.log()}: it was acknowledged up to byte {at + length}, and ends at byte {at}" in output
+
+
+def test_a_log_whose_header_is_damaged_still_gives_its_frames(saved, repair, new, open_db):
+    overwrite(saved.log(2), 20, b"\xff\xfe\xfd")
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"in doubt: {saved.log(2)}, its header: the crc of the log header is wrong" in output
+    assert ids(open_db(new)) == [*range(10), "in the log"]
+
+
+def test_a_flipped_bit_in_the_version_is_no_newer_version(saved, repair):
+    overwrite(saved.log(2), 8, b"\3")
+    code, output = repair()
+    assert code == 0
+    assert "byte 8 had a flipped bit" in output
+
+
+def test_logs_that_are_gone_are_lost(saved, repair):
+    saved.log(2).unlink()
+    code, output = repair()
+    assert code == 1
+    assert "lost: " in output
+    assert "the log of generation 2, and with it the changes since the last save" in output
+    assert "10 records can be saved" in output
+
+
+def test_the_log_of_another_database_is_not_applied(ten, repair, open_db, tmp_path):
+    mdb = open_db(tmp_path / "other.json")
+    mdb.upsert({"id": "other"})
+    mdb.close()
+    ten.log().write_bytes((tmp_path / "other.json.wal" / ten.log().name).read_bytes())
+    code, output = repair("--keys", "id")
+    assert code == 1
+    assert f"lost: {ten.log()}: the log that was written here: another one stands in its place" in output
+    assert "0 records" in output
+
+
+def test_a_log_with_other_keys_is_not_applied(saved, repair, open_db, tmp_path):
+    mdb = open_db(tmp_path / "other.json", ["name"])
+    mdb.upsert({"name": "other"})
+    mdb.save()
+    mdb.close()
+    saved.header.unlink()
+    saved.log(2).write_bytes((tmp_path / "other.json.wal" / saved.log(2).name).read_bytes())
+    code, output = repair("--keys", "id")
+    assert code == 1
+    assert "keyed by name: not of this database" in output
+    assert "10 records can be saved" in output
+
+
+def test_logs_that_a_dead_save_left_are_joined(saved, repair, new, open_db):
+    """Neither follows the snapshot, which was edited; the newer holds the last of the changes of the older again."""
+    payloads = [join([encode_upsert({"id": name})]) for name in ("in the log", "in the newer log")]
+    create_log(
+        str(saved.log(3)),
+        OS,
+        generation=3,
+        base_sequence=10,
+        bound_to=b"h" * 16,
+        partition_keys=("id",),
+        payloads=payloads,
+    )
+    saved.snapshot.write_text('[{"id": "edited"}]')
+    assert repair("--into", str(new))[0] == 1
+    assert ids(open_db(new)) == ["edited", "in the log", "in the newer log"]
+
+
+def test_a_log_of_which_one_between_is_missing_tells_what_is_missing(saved, repair, open_db):
+    for n in range(3):
+        mdb = open_db()
+        mdb.upsert({"id": f"later {n}"})
+        mdb.save()
+        mdb.close()
+    saved.snapshot.unlink()
+    saved.log(3).with_suffix(".history").unlink()
+    code, output = repair()
+    assert code == 1
+    assert f"lost: {saved.snapshot}: it is gone; made anew from the old logs, as far as they lead" in output
+    assert f"lost: {saved.folder}: change 13: no log holds them" in output
+    assert "change 14: sound, and applied" in output
+
+
+# --------------------------------------------------------------------------------------------------------- The snapshot
+
+
+def test_a_damaged_snapshot_is_made_anew_from_the_old_logs(saved, repair, new, open_db):
+    saved.snapshot.write_bytes(saved.snapshot.read_bytes().replace(b"3", b"rubbish"))
+    code, output = repair("--into", str(new))
+    assert code == 0
+    assert "made anew from the old logs; its hash proves that it is the same" in output
+    assert ids(open_db(new)) == [*range(10), "in the log"]
+
+
+def test_a_snapshot_that_is_gone_is_made_anew_from_the_old_logs(saved, repair, new, open_db):
+    saved.snapshot.unlink()
+    assert repair("--into", str(new))[0] == 0
+    assert ids(open_db(new)) == [*range(10), "in the log"]
+
+
+def test_a_flipped_bit_in_a_snapshot_is_flipped_back(saved, repair, new, open_db):
+    drop_history(saved)
+    data = saved.snapshot.read_bytes()
+    saved.snapshot.write_bytes(data.replace(b'{"id":3}', b'{"id":3?'))
+    code, output = repair("--into", str(new))
+    assert code == 1, "two bits or more"
+    saved.snapshot.write_bytes(data.replace(b'{"id":3}', b'{"id":3='))
+    code, output = repair()
+    assert code == 0
+    assert "one bit was flipped, and is flipped back: the hash is right then" in output
+
+
+def test_without_the_old_logs_a_damaged_snapshot_is_saved_line_by_line(saved, repair, new, open_db):
+    drop_history(saved)
+    text = saved.snapshot.read_text().replace('{"id":3}', '{"id":3').replace('{"id":7}', '{"id":6}')
+    saved.snapshot.write_text(text)
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"lost: {saved.snapshot}, line 5: no record can be read there" in output
+    assert "a record with key (6,), which a later one has too" in output
+    assert "not the one that the log follows" in output
+    assert ids(open_db(new)) == [0, 1, 2, 4, 5, 6, 8, 9, "in the log"]
+
+
+def test_a_damaged_grid_is_saved_row_by_row(saved, repair, open_db, new):
+    mdb = open_db()
+    mdb.save_as_grid()
+    mdb.close()
+    for file in saved.folder.glob("*.history"):
+        file.unlink()
+    saved.snapshot.write_text(saved.snapshot.read_text().replace("[3],\n[4],\n", "3?,\n[4,5],\n"))
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"{saved.snapshot}, lines 6 to 7: no record can be read there" in output
+    assert ids(open_db(new)) == [0, 1, 2, 5, 6, 7, 8, 9, "in the log"]
+
+
+def test_of_a_damaged_file_in_another_form_what_stands_before_is_saved(path, repair, new, open_db):
+    path.write_text("[{'id': 1, 'is': None}, {'id': 2, 'is': True}, {'id': 3, 'is': Tr")
+    code, output = repair("--keys", "id", "--into", str(new))
+    assert code == 1
+    assert "lost: " in output
+    assert "all that stands behind the first 2 records" in output
+    assert ids(open_db(new)) == [1, 2]
+
+
+def test_old_logs_and_cut_tails_fill_what_a_damaged_snapshot_lacks(saved, repair, new, open_db):
+    """The log of the beginning is gone, so the old logs do not lead to the whole snapshot."""
+    mdb = open_db()
+    mdb.save()
+    mdb.upsert({"id": "after two saves"})
+    mdb.close()
+    drop_history(saved)
+    torn = saved.folder / "0000000001-00000054-1.torn"
+    frame = next(at for at, _ in saved.frames(3))
+    torn.write_bytes(b"\0" * 20 + saved.log(3).read_bytes()[frame - 4 :])
+    lines = saved.snapshot.read_text().replace('{"id":"in the log"}', "?").replace('{"id":3}', "?")
+    saved.snapshot.write_text(lines)
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert "not to be read there, taken from older logs or cut tails: ('in the log',)" in output
+    assert ids(open_db(new)) == [0, 1, 2, 4, 5, 6, 7, 8, 9, "in the log", "after two saves"]
+
+
+def test_an_older_copy_of_the_snapshot_is_led_on_by_the_old_logs(saved, repair, new, open_db):
+    older = saved.snapshot.read_bytes()
+    mdb = open_db()
+    mdb.save()
+    mdb.upsert({"id": "last"})
+    mdb.close()
+    saved.snapshot.write_bytes(older)
+    code, output = repair("--into", str(new))
+    assert code == 0
+    assert "an older one" in output
+    assert ids(open_db(new)) == [*range(10), "in the log", "last"]
+
+
+def test_an_edited_snapshot_goes_with_the_log_or_without_it_or_as_it_was(saved, repair, tmp_path, open_db):
+    saved.snapshot.write_text('[{"id": "edited"}]')
+    code, output = repair("--into", str(tmp_path / "both.json"))
+    assert code == 1
+    assert "in doubt: " in output
+    assert "edited, or damaged where it can be read" in output
+    assert "(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,) and 3 more; to take that one: --snapshot original" in output
+    assert repair("--log", "ignore", "--into", str(tmp_path / "edit.json"))[0] == 0
+    assert repair("--snapshot", "original", "--into", str(tmp_path / "was.json"))[0] == 0
+    assert ids(open_db(tmp_path / "both.json")) == ["edited", "in the log"]
+    assert ids(open_db(tmp_path / "edit.json")) == ["edited"]
+    assert ids(open_db(tmp_path / "was.json")) == [*range(10), "in the log"]
+
+
+def test_there_is_no_original_where_nothing_leads_to_it(saved, repair):
+    drop_history(saved)
+    saved.snapshot.write_text('[{"id": "edited"}]')
+    code, output = repair("--snapshot", "original")
+    assert code == 2
+    assert "cannot be made anew" in output
+
+
+def test_what_repair_writes_is_the_same_to_the_type(open_db, path, repair, new):
+    record = {"id": (1, b"\0"), "value": {1, 2}, "nested": {"a": [1.5, None, ...]}}
+    mdb = open_db()
+    mdb.upsert(record)
+    mdb.close()
+    assert repair("--into", str(new))[0] == 0
+    with microdb.MicroDB(new, ["id"]) as found:
+        assert list(found.all()) == [record]
+    assert isinstance(json.loads(new.read_text()), list)
