@@ -21,7 +21,7 @@ def spawned(*jobs):
     try:
         for target, *args in jobs:
             ours, theirs = SPAWN.Pipe()
-            process = SPAWN.Process(target=_reporting, args=(target, theirs, *args))
+            process = SPAWN.Process(target=reporting, args=(target, theirs, *args))
             process.start()
             theirs.close()
             pipes.append(ours)
@@ -49,7 +49,8 @@ def finish(pipes):
         assert pipe.recv() == "done"
 
 
-def _reporting(target, pipe, *args):
+def reporting(target, pipe, *args):
+    """Run ``target(pipe, *args)``, and tell through the pipe what it raised."""
     try:
         target(pipe, *args)
     except BaseException:
@@ -127,20 +128,3 @@ def answer_reads(pipe, path):
         pipe.send("ready")
         while (number := pipe.recv()) is not None:
             pipe.send(mdb["x",]["n"] == number)
-
-
-def write_until_killed(pipe, path, writer, start, power):
-    """Upsert {writer, n}, n from `start`, and tell each number after its acknowledgement."""
-    mdb = microdb.MicroDB(path, ["writer", "n"], durability="power" if power else "process")
-    n = start
-    while True:
-        mdb.upsert({"writer": writer, "n": n, "text": "x" * (n % 300)})
-        pipe.send(n)
-        n += 1
-
-
-def save_until_killed(pipe, path):
-    mdb = microdb.MicroDB(path, ["writer", "n"])
-    while True:
-        mdb.save()
-        pipe.send("saved")
