@@ -1,5 +1,7 @@
 """The command ``microdb``: its version, its usage, and what reaches the user when something is wrong."""
 
+import multiprocessing
+import signal
 import subprocess
 import sys
 
@@ -7,6 +9,8 @@ import pytest
 
 import microdb
 from microdb.cli import main
+from microdb.demo import parent
+from microdb.demo.report import Report
 
 WAIT_S = 60
 
@@ -62,3 +66,27 @@ def test_importing_microdb_imports_no_command_and_no_extra():
     command = [sys.executable, "-c", program]
     output = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
     assert output == "[]\n"
+
+
+def test_a_second_ctrl_c_ends_the_demonstration_at_once_with_the_code_of_an_interrupt(tmp_path, monkeypatch):
+    def interrupt_twice(_report, _outcome):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Report, "progressed", interrupt_twice)
+    assert main(["demo", "--limit", "40", "--workers", "2", "--path", str(tmp_path / "demo.json")]) == 130
+    assert multiprocessing.active_children() == []
+
+
+def test_a_demonstration_that_fails_is_one_line_and_exits_with_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parent, "_SILENCE_S_MAX", 0)
+    assert main(["demo", "--limit", "9", "--path", str(tmp_path / "demo.json")]) == 1
+    assert capsys.readouterr().err == "microdb demo: no worker said anything for 0 s\n"
+    assert multiprocessing.active_children() == []
+
+
+def test_a_system_that_cannot_stop_a_process_is_told_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(signal, "SIGSTOP")
+    assert main(["demo", "--path", str(tmp_path / "demo.json")]) == 2
+    assert "which this system does not have" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

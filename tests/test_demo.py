@@ -11,11 +11,15 @@ from types import CodeType
 import pytest
 
 from microdb import MicroDB
+from microdb.demo.crew import CrewMember
 from microdb.demo.index import PARTITION_KEYS, Module, find_modules, index_file, index_source, key_of
 from microdb.demo.interrupt import interrupt_as_message
-from microdb.demo.result import DemoError, Plan
+from microdb.demo.parent import Parent
+from microdb.demo.report import Report
+from microdb.demo.result import DemoError, Outcome, Plan
 from microdb.demo.scenario import play
 from microdb.demo.verify import verify
+from microdb.demo.worker import Failed, Finished, Order, Task, Unreadable, work
 
 WAIT_S = 60
 
@@ -340,3 +344,148 @@ def test_without_rich_it_says_how_to_install_it():
     process = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert process.returncode == 2
     assert process.stderr == 'microdb demo: the demo needs rich: pip install "microdb[cli]"\n'
+
+
+# What one worker does, in this process: what a killed one measured is lost with it
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A worker that has had all its tasks; `run` tells what it said."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    tasks, tasks_end = multiprocessing.Pipe(duplex=False)
+    messages_end, messages = multiprocessing.Pipe(duplex=False)
+    order = Order(str(tmp_path / "demo.json"), "process", "1")
+
+    class Worker:
+        def give(self, module, known=()):
+            tasks_end.send(Task(module, list(known)))
+
+        def stop_listening(self):
+            messages_end.close()
+
+        def run(self):
+            tasks_end.close()
+            work(order, tasks, messages)
+            messages.close()
+            said = []
+            while not messages_end.closed:
+                try:
+                    said.append(messages_end.recv())
+                except EOFError:
+                    messages_end.close()
+            return said
+
+    yield Worker()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for pipe in (tasks, tasks_end, messages, messages_end):
+        pipe.close()
+
+
+def test_a_worker_acknowledges_each_record_and_then_the_module(tmp_path, worker):
+    first, second = source_files(tmp_path, count=2, definitions=3)
+    worker.give(first)
+    worker.give(second, index_file(first))
+    said = worker.run()
+    assert [type(message) for message in said] == [dict, dict, dict, Finished] * 2
+    assert said[:3] + said[4:7] == index_file(first) + index_file(second)
+    assert (said[3].tally.reads, said[7].tally.reads, said[7].tally.wrong_reads) == (0, 24, [])
+
+
+def test_a_worker_notices_a_record_that_is_not_what_was_acknowledged(tmp_path, worker):
+    [module] = source_files(tmp_path, count=1, definitions=1)
+    other = {"module": "other", "name": "f", "line": 1}
+    worker.give(module, [other])
+    *_, finished = worker.run()
+    assert finished.tally.wrong_reads == [key_of(other)] * 8
+
+
+def test_a_worker_tells_why_a_module_is_unreadable_and_goes_on(tmp_path, worker):
+    (tmp_path / "broken.py").write_text("def f(:")
+    (tmp_path / "sound.py").write_text("def f(): ...")
+    for module in find_modules(str(tmp_path)):
+        worker.give(module)
+    unreadable, record, finished = worker.run()
+    assert (type(unreadable), unreadable.module) == (Unreadable, "broken")
+    assert unreadable.reason.startswith("SyntaxError: ")
+    assert (record["name"], finished.tally.writes) == ("f", 1)
+
+
+def test_a_worker_that_is_told_to_stop_begins_nothing_more(tmp_path, worker, monkeypatch):
+    for module in source_files(tmp_path, count=2, definitions=3):
+        worker.give(module)
+    upsert = MicroDB.upsert
+
+    def upsert_and_stop(mdb, record):
+        signal.raise_signal(signal.SIGTERM)
+        upsert(mdb, record)
+
+    monkeypatch.setattr(MicroDB, "upsert", upsert_and_stop)
+    [record] = worker.run()
+    assert record["name"] == "f0", "the write that was under way is acknowledged, and the last"
+
+
+def test_a_worker_whose_parent_is_gone_leaves_without_a_word(tmp_path, worker):
+    worker.give(*source_files(tmp_path, count=1))
+    worker.stop_listening()
+    assert worker.run() == []
+
+
+def test_a_worker_that_meets_an_exception_sends_its_traceback(worker):
+    worker.give(Module("m", None))
+    [failed] = worker.run()
+    assert type(failed) is Failed
+    assert "TypeError" in failed.traceback
+
+
+def test_a_worker_whose_parent_is_gone_when_it_meets_an_exception_leaves_without_a_word(worker):
+    worker.give(Module("m", None))
+    worker.stop_listening()
+    assert worker.run() == []
+
+
+def test_a_report_names_the_first_twenty_that_are_wrong_and_counts_the_rest(plan, capsys):
+    outcome = Outcome(unreadable={f"m{number}": "SyntaxError" for number in range(1_050)})
+    with Report(plan([])) as report:
+        report.show(outcome)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not indexed: ")]
+    assert lines[0] == "not indexed: m0: SyntaxError"
+    assert lines[19:] == ["not indexed: m19: SyntaxError", "not indexed: and 1,030 more"]
+
+
+class MurdererInTheEnd(Silent):
+    """An observer that kills the one worker that is left, and waits until it is dead."""
+
+    def progressed(self, outcome):
+        [worker] = multiprocessing.active_children()
+        worker.kill()
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_worker_that_is_found_dead_when_it_is_to_be_killed_fails_the_run(tmp_path, plan):
+    with pytest.raises(DemoError, match=r"died by itself in m\d, exit code -9"):
+        played(plan(source_files(tmp_path, count=2), workers=1), MurdererInTheEnd())
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_worker_said_before_it_was_found_dead_is_heard(tmp_path, plan, monkeypatch):
+    pause = CrewMember.pause
+    acknowledged = []
+
+    def die_first(member):
+        assert member.messages.poll(WAIT_S), "it has acknowledged something"
+        os.kill(member.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, member.pid, os.WEXITED | os.WNOWAIT)
+        return pause(member)
+
+    def noted(parent, member, record):
+        acknowledged.append(record)
+        note(parent, member, record)
+
+    note = Parent._note_acknowledged
+    monkeypatch.setattr(CrewMember, "pause", die_first)
+    monkeypatch.setattr(Parent, "_note_acknowledged", noted)
+    with pytest.raises(DemoError, match=r"died by itself in .*, exit code -9"):
+        played(plan(source_files(tmp_path, count=2), workers=1), Silent())
+    assert len(acknowledged) > 30, "more than those of the first module"

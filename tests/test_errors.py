@@ -136,3 +136,9 @@ def test_a_lock_timeout_says_nothing_wrong_as_an_os_error():
     assert error.errno in {None, errno.ETIMEDOUT}
     assert error.filename in {None, "/db/lock"}
     assert error.strerror is None or isinstance(error.strerror, str)
+
+
+def test_a_grid_error_names_the_fields_of_a_record_that_has_no_text():
+    """Python refuses to write an int of so many digits."""
+    error = GridError({"n": 10**5_000, "m": 1}, ["x"])
+    assert str(error) == "no grid: record with the fields ['n', 'm'] lacks 'x'; use save() instead"

@@ -12,6 +12,7 @@ import pytest
 
 import microdb
 from children import finish, forked, write_numbers
+from microdb import forks
 
 A = {"id": "a", "n": 1}
 
@@ -161,10 +162,13 @@ def test_a_child_reads_while_its_parent_holds_the_lock(open_db):
 
 def test_forks_while_threads_are_in_mid_write_lose_nothing(open_db):
     mdb = open_db(partition_keys=["thread", "n"])
+    counts = [0] * 8
+    enough = threading.Event()
 
     def write(thread):
-        for n in range(500):
-            mdb.upsert({"thread": thread, "n": n})
+        while not enough.is_set():
+            mdb.upsert({"thread": thread, "n": counts[thread]})
+            counts[thread] += 1
 
     def child(number):
         assert len(mdb) >= 0
@@ -176,16 +180,16 @@ def test_forks_while_threads_are_in_mid_write_lose_nothing(open_db):
     threads = [threading.Thread(target=write, args=(t,)) for t in range(8)]
     for thread in threads:
         thread.start()
-    forks = 0
-    while any(thread.is_alive() for thread in threads):
-        forks += 1
-        assert forked(functools.partial(child, forks)) == 0
-    for thread in threads:
-        thread.join()
-    assert forks > 3
-    for thread in range(8):
-        assert [n for who, n in mdb if who == thread] == list(range(500))
-    assert len([1 for who, _ in mdb if who == "child"]) == 2 * forks
+    try:
+        codes = [forked(functools.partial(child, number)) for number in range(1, 9)]
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    assert codes == [0] * 8
+    for thread, count in enumerate(counts):
+        assert [n for who, n in mdb if who == thread] == list(range(count))
+    assert len([1 for who, _ in mdb if who == "child"]) == 16
 
 
 def test_a_fork_without_pythons_hooks_is_noticed(open_db, path):
@@ -209,6 +213,42 @@ def test_a_fork_without_pythons_hooks_is_noticed(open_db, path):
     assert mdb["child",] == {"id": "child"}
     mdb.upsert({"id": "after"})
     assert list(open_db()) == [("a",), ("child",), ("after",)]
+
+
+def test_every_handle_of_a_child_of_a_fork_without_hooks_notices_it(open_db, tmp_path):
+    """The first to notice forgets the locks of all; the next must leave alone what the child has locked by then."""
+    mdb, other = open_db(), open_db(tmp_path / "other.json")
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+
+        def child():
+            with mdb.lock():
+                mdb.upsert(A)
+                other.upsert({"id": "b"})
+                assert forked(lambda: refused(mdb.filename)) == 0, "still locked"
+            assert forked(lambda: microdb.MicroDB(mdb.filename, ["id"], timeout=0).close()) == 0
+
+        os._exit(run(child))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert list(mdb) == [("a",)]
+    assert list(other) == [("b",)]
+
+
+def test_a_fork_is_told_to_a_handle_once_however_many_threads_notice_it():
+    class Handle:
+        told = 0
+
+        def begin_in_child(self, *, is_sound):
+            assert not is_sound
+            self.told += 1
+
+    def child():
+        handle = Handle()
+        for _ in range(2):
+            forks.notice(handle, lambda: handle.told == 0)
+        assert handle.told == 1
+
+    assert forked(child) == 0
 
 
 def forked_lock_is_not_ours(mdb):

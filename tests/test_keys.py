@@ -1,6 +1,7 @@
 import datetime as dt
 import math
 import uuid
+import zoneinfo
 from decimal import Decimal
 
 import pytest
@@ -115,3 +116,14 @@ def test_one_name_without_a_list_is_refused_with_what_to_write():
 def test_no_name_or_the_same_twice_is_refused(names):
     with pytest.raises(ValueError, match="different fields"):
         PartitionKeys(names)
+
+
+def test_a_private_time_zone_in_a_key_is_refused_and_a_shared_one_is_not():
+    """Two of one key differ in an hour that a clock shows twice: nobody would find the record again."""
+    private = dt.datetime(2024, 10, 27, 2, 30, tzinfo=zoneinfo.ZoneInfo.no_cache("Europe/Berlin"))
+    for value in (private, (1, (private,))):
+        with pytest.raises(RecordError, match=r"use ZoneInfo\(key\)") as caught:
+            ONE.checked({"id": value})
+        assert caught.value.field == "record['id']"
+    shared = private.replace(tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))
+    assert ONE.checked({"id": shared}) == (shared,)

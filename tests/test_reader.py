@@ -89,6 +89,7 @@ def test_first_the_magic_is_checked(data):
     with pytest.raises(HeaderError, match="not a microdb log") as caught:
         read_header(data)
     assert (type(caught.value), caught.value.offset) == (HeaderError, 0)
+    assert str(caught.value.reason).endswith(f"it begins with {data[:8]!r}, not b'microdbL'")
 
 
 @pytest.mark.parametrize("value", [(VERSION + 1).to_bytes(4, "little"), b"\0\0\0\0", b"\xff\xff\xff\xff"])
@@ -342,3 +343,8 @@ def test_a_sound_log_never_exhausts_the_search():
     parts, _ = frames(*[random.Random(number).randbytes(1 + number % 300) for number in range(3000)])
     torn = b"\xff" + parts[0][1:]
     assert len(later_frames(torn + b"".join(parts[1:]), START)) == len(parts) - 1
+
+
+def test_what_looks_like_a_frame_and_does_not_fit_costs_nothing():
+    data = bytes(MIB // 2) + crowded(MIB // 2, MIB * 3 // 4)
+    assert later_frames(data, START) == []

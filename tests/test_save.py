@@ -1,7 +1,5 @@
 """Saving: others go on meanwhile, the log is compacted, and an error changes nothing."""
 
-import contextlib
-import errno
 import json
 import logging
 import os
@@ -11,101 +9,17 @@ import pytest
 
 import microdb
 from children import forked
-from microdb.files import File, Files
+from faulty import Faulty, fail, in_thread, only, save_that_waits
+from microdb import snapshot
+from microdb.save import save
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
 
 
-class Faulty(Files):
-    """The real file system, with one call made to fail, or to stop on the way, before it does anything."""
-
-    def __init__(self):
-        self.calls = []
-        self.on = {}
-
-    def _meet(self, name, path):
-        self.calls.append((name, os.path.basename(path)))
-        act = self.on.get(name)
-        if act is not None:
-            act(path)
-
-    def rename(self, source, target):
-        self._meet("rename", target)
-        super().rename(source, target)
-
-    def sync_folder(self, path):
-        self._meet("sync_folder", path)
-        super().sync_folder(path)
-
-    def create(self, path):
-        self._meet("create", path)
-        return _watched(super().create(path), self)
-
-    def open(self, path, **options):
-        self._meet("open", path)
-        return _watched(super().open(path, **options), self)
-
-
-def _watched(file, files):
-    watched = WatchedFile(os.dup(file.fd), file.path)
-    watched.files = files
-    return watched
-
-
-class WatchedFile(File):
-    files: Faulty
-
-    def sync(self):
-        self.files._meet("sync", self.path)
-        super().sync()
-
-    def sync_data(self):
-        self.files._meet("sync_data", self.path)
-        super().sync_data()
-
-    def write_at(self, data, offset):
-        self.files._meet("write_at", self.path)
-        super().write_at(data, offset)
-
-    def truncate(self, size):
-        self.files._meet("truncate", self.path)
-        super().truncate(size)
-
-
-def fail(*_):
-    raise OSError(errno.EIO, "made to fail")
-
-
-def only(name, act=fail):
-    """Act only on paths that end so."""
-    return lambda path: act(path) if path.endswith(name) else None
-
-
 @pytest.fixture
 def faulty():
     return Faulty()
-
-
-@contextlib.contextmanager
-def save_that_waits(mdb, faulty):
-    """A save in another thread, which has begun to write its files and goes on when the block ends."""
-    entered, go_on = threading.Event(), threading.Event()
-
-    def pause(path):
-        if path.endswith(".tmp"):
-            entered.set()
-            assert go_on.wait(60)
-
-    faulty.on["create"] = pause
-    saver = threading.Thread(target=mdb.save)
-    saver.start()
-    try:
-        assert entered.wait(60)
-        yield
-    finally:
-        go_on.set()
-        saver.join()
 
 
 def listing(path):
@@ -539,7 +453,7 @@ def test_a_save_makes_all_durable_before_it_is_in_place_and_its_place_before_it_
     steps = [
         (name, base if not base.endswith(".tmp") else "aside")
         for name, base in faulty.calls
-        if name not in ("open", "create", "write_at")
+        if name in ("sync", "sync_data", "sync_folder", "rename")
     ]
     assert steps == [
         ("sync", "aside"),  # The snapshot.
@@ -609,3 +523,207 @@ def test_a_write_that_was_taken_along_before_its_time_was_up_is_no_timeout(open_
         thread.join()
     assert results == {"x": None, "y": None}
     assert sorted(mdb) == [("x",), ("y",)]
+
+
+def second(act):
+    """Act at the second call on an unfinished file, which is the new log: the snapshot comes before it."""
+    seen = []
+    return only(".tmp", lambda path: act(path) if seen.append(1) or len(seen) == 2 else None)
+
+
+def locked_save(mdb):
+    with mdb.lock():
+        mdb.upsert(B)
+        mdb.save()
+
+
+def test_a_save_whose_log_was_saved_over_and_thrown_away_meanwhile_gives_up(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    with save_that_waits(mdb, faulty):
+        for generation in (1, 2):
+            locked_save(other)
+            os.unlink(f"{path}.wal/{generation:010}.history")
+    assert (mdb.stats().generation, mdb.stats().saves) == (3, 2)
+    assert not [left for left in listing(path) if left.endswith(".tmp")]
+    assert list(mdb) == list(other) == [("a",), ("b",)]
+
+
+def test_a_save_that_is_overtaken_when_its_files_are_written_gives_them_up(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    faulty.on["create"] = second(lambda _: in_thread(lambda: locked_save(other)))
+    mdb.save()
+    assert (mdb.stats().generation, mdb.stats().saves) == (2, 1)
+    assert json.loads(path.read_text()) == [A, B]
+    assert not [left for left in listing(path) if left.endswith(".tmp")]
+
+
+def test_a_save_during_which_an_fsync_fails_changes_nothing_and_the_next_one_does(open_db, path, faulty):
+    other_faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db(files=other_faulty)
+    mdb.upsert(A)
+    other_faulty.on["sync_data"] = fail
+
+    def sync(_):
+        with pytest.raises(OSError, match="made to fail"):
+            other.sync()
+
+    faulty.on["create"] = second(sync)
+    with pytest.raises(microdb.FailedError, match="an earlier fsync of it failed"):
+        mdb.save()
+    assert not path.exists()
+    assert (mdb.stats().generation, mdb.stats().saves) == (1, 0)
+    assert not [left for left in listing(path) if left.endswith(".tmp")]
+    mdb.save()
+    assert (mdb.stats().generation, mdb.stats().saves) == (2, 1)
+    assert json.loads(path.read_text()) == [A]
+
+
+@pytest.mark.parametrize("call", ["create", "write_at", "sync"])
+def test_a_save_whose_log_cannot_be_written_leaves_no_file(open_db, path, faulty, call):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    faulty.on[call] = second(fail)
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.save()
+    faulty.on.clear()
+    assert listing(path) == ["0000000001.log", "header", "lock", "save.lock"]
+    assert not path.exists()
+    mdb.save()
+    assert json.loads(path.read_text()) == [A]
+
+
+def saved(mdb):
+    """What the save itself says: whether it was the one that did it."""
+    return save(mdb, mdb._log, snapshot.encode_list, timeout_s=None, save_timeout_s=None)
+
+
+@pytest.mark.parametrize("overtaken_at", ["its snapshot", "its log"])
+def test_a_save_tells_whether_it_was_the_one_that_did_it(open_db, path, faulty, overtaken_at):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    assert saved(mdb)
+    seen = []
+
+    def overtake(_):
+        seen.append(1)
+        if len(seen) == (1 if overtaken_at == "its snapshot" else 2):
+            in_thread(lambda: locked_save(other))
+
+    faulty.on["create"] = overtake
+    assert not saved(mdb)
+    faulty.on.clear()
+    assert saved(mdb)
+    assert json.loads(path.read_text()) == [A, B]
+
+
+def test_what_a_writer_left_that_died_during_a_save_is_repaired_by_it(open_db, path, faulty):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+
+    def die_writing(_):
+        def child():
+            dying = Faulty()
+            writer = microdb.MicroDB(path, ["id"], durability="power", files=dying)
+            dying.on["sync_data"] = die
+            writer.upsert(B)
+
+        assert forked(child) == 9
+
+    faulty.on["create"] = second(die_writing)
+    mdb.save()
+    assert (mdb.stats().repairs, mdb.stats().dirty_pid, mdb.stats().generation) == (1, None, 2)
+    assert list(mdb.all()) == list(open_db().all()) == [A]
+
+
+def test_what_others_write_during_a_save_is_on_the_disk_before_its_log_is_in_place(open_db, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    faulty.on["create"] = second(lambda _: in_thread(lambda: other.upsert(B)))
+    faulty.calls.clear()
+    mdb.save()
+    names = [base for name, base in faulty.calls if name == "create"]
+    steps = [name for name, base in faulty.calls if base == names[1] and name in ("write_at", "sync")]
+    assert steps == ["write_at", "sync", "write_at", "sync"], "of the new log"
+    places = [number for number, call in enumerate(faulty.calls) if call == ("sync", names[1])]
+    assert places[-1] < faulty.calls.index(("rename", "0000000002.log"))
+    assert list(other.all()) == [A, B]
+
+
+def test_an_export_is_on_the_disk_with_its_name_when_it_returns(open_db, tmp_path, faulty):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    (tmp_path / "out").mkdir()
+    faulty.calls.clear()
+    mdb.save(tmp_path / "out" / "copy.json")
+    steps = [(name, base if not base.endswith(".tmp") else "aside") for name, base in faulty.calls]
+    steps = [step for step in steps if step[0] in ("sync", "sync_folder", "rename")]
+    assert steps == [("sync", "aside"), ("rename", "copy.json"), ("sync_folder", "out")]
+
+
+@pytest.mark.parametrize("call", ["write_at", "sync", "rename"])
+def test_an_export_that_fails_leaves_no_file_and_the_old_one_as_it_was(open_db, tmp_path, faulty, call):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    target = tmp_path / "out" / "copy.json"
+    target.parent.mkdir()
+    target.write_text("old")
+    faulty.on[call] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.save(target)
+    assert list(target.parent.iterdir()) == [target]
+    assert target.read_text() == "old"
+
+
+def test_a_save_removes_what_a_dead_one_left_and_nothing_of_one_that_goes_on(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    folder = path.parent / "mdb.json.wal"
+    (folder / "1-dead.save.tmp").touch()
+    with save_that_waits(mdb, faulty), other.lock():
+        (folder / "1-dead.lock.tmp").touch()
+        other.save()
+        assert not (folder / "1-dead.lock.tmp").exists()
+    assert not [left for left in listing(path) if left.endswith(".tmp")]
+
+
+def test_a_file_that_a_save_has_written_is_gone_when_the_lock_behind_it_is_not_free_in_time(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold():
+        with other.lock():
+            held.set()
+            assert let_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+
+    def start(_):
+        holder.start()
+        assert held.wait(60)
+
+    faulty.on["create"] = second(start)
+    with pytest.raises(microdb.LockTimeoutError):
+        mdb.save(timeout=0.01)
+    assert listing(path) == ["0000000001.log", "header", "lock", "save.lock"]
+    let_go.set()
+    holder.join()
+    faulty.on.clear()
+    mdb.save(timeout=0.01)
+    assert json.loads(path.read_text()) == [A]
+
+
+def test_a_sync_after_a_failed_one_saves_and_then_all_is_on_the_disk(open_db, path, faulty):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    faulty.on["sync_data"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.sync()
+    faulty.on.clear()
+    other.sync()
+    assert (mdb.stats().generation, json.loads(path.read_text())) == (2, [A])
+    saves = mdb.stats().saves
+    mdb.sync()
+    assert mdb.stats().saves == saves

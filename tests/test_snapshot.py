@@ -208,3 +208,14 @@ def test_a_grid_shows_at_its_start(head, expected):
 def test_msgspec_is_imported_only_for_use():
     code = "import sys, microdb.snapshot; sys.exit('msgspec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", [b"# none yet\n[]", b"[ # none\n ]", snapshot.BOM + b"[]#"])
+def test_a_list_without_records_that_somebody_commented_on_is_empty(text):
+    assert snapshot.decode(text, "old.json") == []
+
+
+def test_a_text_that_cannot_be_encoded_and_stands_in_no_record_is_an_error_all_the_same():
+    """Whatever the encoder refuses and the check does not find must not pass as an empty piece."""
+    with pytest.raises(UnicodeEncodeError):
+        snapshot._encoded([{"a": 1}], ["\ud800"])

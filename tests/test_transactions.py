@@ -1,11 +1,13 @@
 """`transaction` and `lock`: all or nothing, seen by oneself, by nobody else before the end."""
 
+import os
 import threading
 
 import pytest
 
 import microdb
 from children import forked
+from microdb.transaction import Transaction
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -239,3 +241,52 @@ def test_a_fork_inside_a_transaction_leaves_it_to_the_parent(open_db):
     assert mdb["a",] == A
     context.__exit__(None, None, None)
     assert list(open_db().all()) == [A]
+
+
+def cannot_write_in_the_transaction(mdb):
+    for write in (lambda: mdb.upsert(B), lambda: mdb.upsert_many([B]), mdb.clear):
+        with pytest.raises(microdb.TransactionError, match="before a fork"):
+            write()
+
+
+def test_a_child_forked_inside_a_transaction_can_add_nothing_to_it_and_is_told_so_at_once(open_db):
+    mdb = open_db(timeout=2)
+
+    def child():
+        cannot_write_in_the_transaction(mdb)
+        assert list(mdb) == []
+
+    with mdb.transaction():
+        mdb.upsert(A)
+        assert forked(child) == 0
+    assert list(open_db().all()) == [A]
+
+
+def test_a_child_forked_inside_a_transaction_can_add_nothing_to_it_after_the_parent_has_ended_it(open_db):
+    mdb = open_db()
+    ended, end = os.pipe()
+
+    def child():
+        os.read(ended, 1)
+        cannot_write_in_the_transaction(mdb)
+        assert list(mdb) == [("a",)]
+
+    with mdb.transaction():
+        mdb.upsert(A)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(forked(child))
+    os.write(end, b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert list(open_db().all()) == [A]
+
+
+def test_changes_that_cannot_all_be_taken_in_leave_the_view_as_it_was():
+    transaction = Transaction({("a",): A})
+    transaction.add([(("b",), B)], [b"b"])
+    assert list(transaction.whole()) == [("a",), ("b",)]
+    with pytest.raises(ValueError, match="zip"):
+        transaction.add([(("c",), A), (("d",), A)], [b"c"])
+    assert transaction.pairs == [((("b",), B), b"b")]
+    assert transaction.get(("c",)) is None
+    assert transaction.whole() == {("a",): A, ("b",): B}

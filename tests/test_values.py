@@ -330,3 +330,24 @@ def _exists(path):
     except OSError:
         return False
     return True
+
+
+@pytest.mark.parametrize("kind", [dt.datetime, dt.time])
+def test_a_moment_whose_offset_has_a_name_and_is_missing_is_refused(kind):
+    form = next(form for form in FORMS if form.type is kind)
+    text = kind.min.isoformat()
+    assert form.from_plain([text + "+01:00", 0, None, "ours"]).tzname() == "ours"
+    with pytest.raises(ValueError, match="a name for an offset, and no offset"):
+        form.from_plain([text, 0, None, "ours"])
+
+
+@pytest.mark.parametrize("microseconds", [1, -1, 999_999, -999_999])
+@pytest.mark.parametrize("name", [None, "ours"])
+def test_an_offset_below_a_second_comes_back(microseconds, name):
+    """Python reads such an offset from ISO text as UTC."""
+    offset = dt.timedelta(microseconds=microseconds)
+    zone = dt.timezone(offset) if name is None else dt.timezone(offset, name)
+    for value in (dt.datetime(2024, 1, 2, 3, tzinfo=zone, fold=1), dt.time(3, tzinfo=zone)):
+        form = next(form for form in FORMS if form.type is type(value))
+        assert form.to_plain(value)[2] == microseconds
+        assert same(form.from_plain(form.to_plain(value)), value)

@@ -60,8 +60,8 @@ MUTANTS = [
     Mutant(
         "a snapshot whose name is not fsynced puts the old log away",
         "wal/file_log.py",
-        "        if not poisoned:\n            header.seal(words, generation, size)\n            self.generations.retire",
-        "        if True:\n            header.seal(words, generation, size)\n            self.generations.retire",
+        "            header.seal(words, generation, size)\n            self.generations.retire",
+        "            header.seal(words, generation, size)\n        self.generations.retire",
         _FSYNC,
     ),
     Mutant(

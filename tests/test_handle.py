@@ -1,0 +1,221 @@
+"""One open table, where threads, interrupts and damage meet it between two of its steps."""
+
+import threading
+
+import pytest
+
+import microdb
+from children import forked
+from faulty import Faulty, Meanwhile, in_thread, only, wait_until
+from microdb import handle
+from microdb.files import OS
+from microdb.wal.log_file import open_log
+from microdb.wal.reader import read_frames
+from microdb.wal.writer import write_frames
+
+A = {"id": "a", "n": 1}
+B = {"id": "b", "n": 2}
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(params=["file", "memory"])
+def mdb(request, open_db):
+    mdb = open_db() if request.param == "file" else open_db(":memory:")
+    mdb.upsert(A)
+    return mdb
+
+
+def append_payload(wal, payload):
+    """Add a frame with this payload to the log of a closed database, as who knows the format but no changes."""
+    log = open_log(OS.open(str(wal.log()), write=True))
+    data = log.file.read_all()
+    end = read_frames(data[log.header.end :], log.header.start).end
+    log.file.write_at(write_frames([payload], end)[0], end.offset)
+
+
+# Closing while others are on their way.
+
+
+def test_a_read_that_finds_its_handle_closed_when_its_turn_comes_says_so(mdb):
+    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: in_thread(mdb.close))
+    with pytest.raises(microdb.ClosedError, match="open another one"):
+        list(mdb)
+
+
+def test_a_write_that_finds_its_handle_closed_when_its_turn_comes_says_so_and_writes_nothing(open_db):
+    mdb, other = open_db(), open_db()
+    results = []
+
+    def write():
+        with pytest.raises(microdb.ClosedError):
+            mdb.upsert(A)
+        results.append("refused")
+
+    writer = threading.Thread(target=write)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold():
+        with other.lock():
+            held.set()
+            assert let_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    writer.start()
+    wait_until(lambda: len(mdb._commits))
+    mdb.close()
+    let_go.set()
+    holder.join()
+    writer.join()
+    assert results == ["refused"]
+    assert len(other) == 0
+
+
+def test_a_save_that_finds_its_handle_closed_when_its_turn_comes_says_so(open_db, path):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    faulty.on["names"] = lambda _: in_thread(mdb.close)  # The save looks for leftovers, and then takes the write lock.
+    with pytest.raises(microdb.ClosedError):
+        mdb.save()
+    faulty.on.clear()
+    assert not path.exists()
+    assert list(open_db()) == [("a",)]
+
+
+@pytest.mark.parametrize("filename", [None, ":memory:"])
+def test_a_handle_closed_within_a_transaction_of_another_thread_stays_closed_after_it(open_db, filename):
+    mdb = open_db(filename)
+    with mdb.transaction():
+        in_thread(mdb.close)
+    with pytest.raises(microdb.ClosedError):
+        mdb.get(("a",))
+
+
+# The straight way to a record.
+
+
+@pytest.mark.parametrize("filename", [None, ":memory:"])
+def test_a_read_goes_straight_to_the_table_if_nothing_is_new(open_db, filename):
+    mdb = open_db(filename)
+    mdb._find = lambda _: pytest.fail("the long way")
+    assert mdb.get(("a",)) is None
+    mdb.upsert(A)
+    assert mdb["a",] == A
+    in_thread(lambda: mdb.upsert(B))
+    assert ("b",) in mdb
+
+
+# What another thread has done in between.
+
+
+def test_a_batch_that_another_thread_read_from_the_log_first_is_not_applied_twice(mdb):
+    seen = []
+    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: seen.append(in_thread(lambda: mdb["b",])))
+    mdb.upsert(B)
+    assert seen == [B], "between the append and the table of its own process"
+    assert mdb.stats().sequence == 2
+    assert list(mdb.all()) == [A, B]
+
+
+def test_of_two_threads_of_a_child_that_write_first_one_opens_the_files(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+
+    def child():
+        attached = []
+        attach = mdb._log.attach
+        mdb._log.attach = lambda *args: attached.append(1) or attach(*args)
+        mdb._attaching = Meanwhile(mdb._attaching, lambda: in_thread(lambda: mdb.upsert(B)))
+        mdb.upsert({"id": "c"})
+        assert attached == [1]
+        assert list(mdb) == [("a",), ("b",), ("c",)]
+
+    assert forked(child) == 0
+    assert list(mdb) == [("a",), ("b",), ("c",)]
+
+
+# Interrupts. A trace function sees more places; these are followed to the end under coverage.
+
+
+def test_an_interrupt_amid_the_changes_of_a_batch_leaves_a_table_that_is_loaded_anew(open_db, monkeypatch):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    monkeypatch.setattr(handle, "apply", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(B)
+    monkeypatch.undo()
+    assert mdb._position is None
+    assert list(mdb.all()) == list(other.all()) == [A, B], "published, so acknowledged to all others"
+
+
+@pytest.mark.parametrize("act", ["save", "upsert", "lock"])
+def test_whatever_comes_first_after_such_an_interrupt_starts_from_what_the_log_holds(open_db, monkeypatch, path, act):
+    mdb = open_db()
+    mdb.upsert(A)
+    monkeypatch.setattr(handle, "apply", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(B)
+    monkeypatch.undo()
+    if act == "save":
+        mdb.save()
+        assert '"b"' in path.read_text()
+    elif act == "upsert":
+        mdb.upsert({"id": "c"})
+        mdb.delete(("c",))
+    else:
+        with mdb.lock(), mdb.transaction():
+            assert ("b",) in mdb
+    assert list(mdb.all()) == [A, B]
+    mdb.close()
+    assert list(open_db().all()) == [A, B]
+
+
+def test_an_interrupt_before_a_transaction_has_begun_leaves_none(mdb):
+    mdb._table_lock = Meanwhile(mdb._table_lock, interrupt)
+    with pytest.raises(KeyboardInterrupt), mdb.transaction():
+        pytest.fail("it had not begun")
+    assert mdb._transaction is None
+    assert mdb["a",] == A
+    in_thread(lambda: mdb.upsert(B))
+    assert list(mdb.all()) == [A, B]
+
+
+@pytest.mark.parametrize("call", ["upsert", "save"])
+def test_a_signal_handler_that_writes_amid_a_write_of_its_own_thread_is_refused(open_db, call):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    refused = []
+
+    def handler(_):
+        with pytest.raises(microdb.ReentrantError, match="let it return first"):
+            other.upsert({"id": "handler"})
+        refused.append(list(other))
+
+    faulty.on["write_at" if call == "upsert" else "rename"] = only(".log", handler)
+    if call == "upsert":
+        mdb.upsert(B)
+    else:
+        mdb.save()
+    assert refused == [[("a",)]]
+    assert list(mdb.all()) == list(other.all()) == ([A, B] if call == "upsert" else [A])
+
+
+# Damage that a checksum does not see.
+
+
+@pytest.mark.parametrize("payload", [b"\xc1", b"\x91\x91\x03", b"\x01"], ids=["not msgpack", "no change", "no list"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_sound_frame_that_holds_no_changes_is_refused_and_named(ten, open_db, payload, read_only):
+    ten.forget_boot()
+    append_payload(ten, payload)
+    before = ten.log().read_bytes()
+    with pytest.raises(microdb.CorruptError, match="a frame whose crc is right holds no changes") as caught:
+        open_db(read_only=read_only)
+    assert caught.value.path == str(ten.snapshot)
+    assert ten.log().read_bytes() == before
