@@ -117,20 +117,26 @@ class Handle:
         if not self._log.is_followed() and self._log.must_attach_again():
             self._position = None
             self._attach(self._timeout_s)
-        head = self._words[HEAD]
-        if head == self._applied:
-            return
-        position = self._position
-        if position is None:
-            self._load_anew()
-            return
-        try:
-            payloads, end = self._log.read(position, head)
-        except GoneError:
-            self._load_anew()
-            return
-        self._apply(payloads, end)
-        self._reflect(head)
+        while True:
+            head, position = self._words[HEAD], self._position
+            if head == self._applied:
+                return
+            if position is None:
+                self._load_anew()
+                return
+            try:
+                payloads, end = self._log.read(position, head)
+            except GoneError:
+                self._load_anew()
+                return
+            except CorruptError:
+                if self._position is position:
+                    raise
+                continue  # A signal handler has gone further meanwhile, and there is nothing from there to an old head.
+            self._apply(payloads, end)
+            self._reflect(head)
+            if self._position is end:
+                return
 
     def _apply(self, payloads: Sequence[Payload], end: Position) -> None:
         # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
@@ -230,7 +236,8 @@ class Handle:
         self._log.prepare()
         if self._log.is_poisoned():
             self._leave_poisoned_locked()
-        if self._words[HEAD] != self._applied or self._position is None:
+        # More than once only if a signal handler writes in between.
+        while self._words[HEAD] != self._applied or self._position is None:
             with self._table_lock:
                 self._applied = NEVER if self._position is None else self._applied
                 self._catch_up()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import microdb
-from microdb.errors import LockTimeoutError, ReentrantError
+from microdb.errors import LockTimeoutError, ReentrantError, TransactionError
 
 KEYS = 20
 WAIT_S = 30
@@ -114,7 +114,7 @@ def be_called(pipe, path, seed, options):
                 mdb.save(timeout=0)  # It may have interrupted a save of this very thread, and would wait for it.
             else:
                 do(mdb, *act)
-        except (ReentrantError, LockTimeoutError) as error:
+        except (ReentrantError, LockTimeoutError, TransactionError) as error:
             handled.append(("refused", type(error).__name__))
         else:
             handled.append(("handled", act))
@@ -124,6 +124,8 @@ def be_called(pipe, path, seed, options):
     asked = pipe.recv()
     while asked != "stop":
         act = random_act(rng, "w", next(numbers))
+        if act[0] == "rollback":
+            continue  # What a handler does within a transaction of its thread goes with it, and is not to be found.
         do(mdb, *act)
         pipe.send(("done", act))
         while handled:  # Told here alone: the handler may have come into the middle of a message.
