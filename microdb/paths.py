@@ -21,7 +21,7 @@ from microdb.errors import StrPath
 
 __all__ = ["Paths", "resolved"]
 
-_GENERATION: Final = re.compile(r"(\d{10})\.(log|history)")
+_GENERATION: Final = re.compile(r"([0-9]{10})\.(log|history)")
 
 
 def resolved(filename: StrPath) -> str:

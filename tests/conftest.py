@@ -1,6 +1,7 @@
 """What most tests need: a path, and databases that are closed at the end."""
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,12 @@ import microdb
 from walfiles import Wal
 
 # Children and a loaded machine make times mean nothing, and so does coverage.
-settings.register_profile("microdb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "microdb",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=int(os.environ.get("MICRODB_EXAMPLES", "100")),
+)
 settings.load_profile("microdb")
 
 DATA = Path(__file__).parent / "data"

@@ -162,6 +162,9 @@ class ManyHandles(RuleBasedStateMachine):
 
 
 ManyHandles.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=settings.default.max_examples * 2 // 5,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 test_many_handles_behave_as_one_dict = ManyHandles.TestCase
