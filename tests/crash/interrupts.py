@@ -97,6 +97,8 @@ class Bomb:
     def run(self, body):
         """What `body()` raised; None if it returned."""
         before = sys.gettrace()
+        # 3.12 and later look for the wish of any frame only when tracing begins.
+        sys._getframe().f_trace_opcodes = self._event == "opcode"
         sys.settrace(self._enter)
         try:
             body()

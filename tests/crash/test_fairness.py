@@ -8,8 +8,8 @@ import pytest
 
 import microdb
 
-TRIES = 3
-"""A neighbour that takes a core away for a while makes one measurement unfair, not three in a row. The best counts."""
+TRIES = 12
+"""A neighbour that takes a core away for a while makes one measurement unfair, not a dozen. The best counts."""
 
 FORK = mp.get_context("fork")
 PAGE_BYTES = 4096
