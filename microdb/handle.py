@@ -283,7 +283,10 @@ class Handle:
                 yield
                 self._end_transaction(transaction)
             except BaseException:
-                self._end_transaction(transaction)
+                try:
+                    self._end_transaction(transaction)
+                finally:
+                    self._end_transaction(transaction)  # As in `held`: twice does no harm.
                 raise
             if transaction.is_inherited():
                 raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")

@@ -237,7 +237,10 @@ def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
         lock.abandon(level)
         raise
     except BaseException:
-        lock.return_to(level)
+        try:
+            lock.return_to(level)
+        finally:
+            lock.return_to(level)  # Another interrupt may have come within the first; twice does no harm.
         raise
 
 

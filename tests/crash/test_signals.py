@@ -51,7 +51,7 @@ def interrupt(path, seed, count, options, *, rivals=0):
     return sender, open_at_end
 
 
-# Long until it holds: in one run of ten the lock stays held. See "Known to be weak" in docs/reliability.md.
+# Long until it has run for long: see "Known to be weak" in docs/reliability.md.
 @pytest.mark.long
 @pytest.mark.parametrize("options", [PLAIN, POWER], ids=["process", "power"])
 def test_ctrl_c_at_random_moments_leaves_nothing_half_done_and_nothing_locked(path, seed, options):

@@ -75,7 +75,12 @@ def invents_nothing(log, data, sound):
     assert all(log.holds_at(data, frame.offset - log.start.offset) for frame in found)
 
 
-@given(LISTS, st.integers(1, 2**28 - 1), SEQUENCES, st.lists(st.text(st.characters(codec="utf-8")), max_size=3))
+@given(
+    LISTS,
+    st.integers(1, 2**28 - 1),
+    st.integers(0, 2**63 - 1),
+    st.lists(st.text(st.characters(codec="utf-8")), max_size=3),
+)
 def test_a_header_is_read_as_it_was_written(payloads, generation, base, names):
     data, fields = log_header(
         generation=generation,
