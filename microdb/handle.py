@@ -276,17 +276,16 @@ class Handle:
             self._prepare_locked()
             transaction = Transaction(self._records)
             try:
-                # A reader that saw none must not open the gate after this.
-                with self._table_lock:
-                    self._transaction = transaction
-                    self._head = NEVER
-                yield
-                self._end_transaction(transaction)
-            except BaseException:
                 try:
-                    self._end_transaction(transaction)
+                    # A reader that saw none must not open the gate after this.
+                    with self._table_lock:
+                        self._transaction = transaction
+                        self._head = NEVER
+                    yield
                 finally:
-                    self._end_transaction(transaction)  # As in `held`: twice does no harm.
+                    self._end_transaction(transaction)
+            except BaseException:
+                self._end_transaction(transaction)  # As in `held`: twice does no harm.
                 raise
             if transaction.is_inherited():
                 raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")

@@ -229,18 +229,22 @@ def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
     block without leaving the lock. That is done when this generator goes, with the traceback that still refers to it.
     """
     level = lock.level()
+    is_forgotten = False
     try:
-        lock.acquire(timeout_s)
-        yield
-        lock.return_to(level)
-    except GeneratorExit:
-        lock.abandon(level)
-        raise
-    except BaseException:
         try:
-            lock.return_to(level)
+            lock.acquire(timeout_s)
+            yield
+        except GeneratorExit:
+            is_forgotten = True
+            lock.abandon(level)
+            raise
         finally:
-            lock.return_to(level)  # Another interrupt may have come within the first; twice does no harm.
+            if not is_forgotten:
+                lock.return_to(level)
+    except BaseException:
+        # An interrupt may have come within the first return; twice does no harm.
+        if not is_forgotten:
+            lock.return_to(level)
         raise
 
 
