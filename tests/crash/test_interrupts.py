@@ -59,7 +59,10 @@ def test_whatever_is_raised_at_a_place_leaves_memory_as_the_disk_and_nothing_loc
     """At one place chosen at random. The long form takes every place."""
     act = ACTS[name]
     scene = Scene(folder / "mdb.json", guest, act.options)
-    number = random.Random(seed).randrange(places_of(scene, act, lines=lines)) + 1
+    places = places_of(scene, act, lines=lines)
+    if not places:
+        pytest.skip("this Python shows no place of this act to a tracer")
+    number = random.Random(seed).randrange(places) + 1
     bomb = Bomb(kind("bomb"), number, lines=lines)
     try:
         go_off(scene, act, bomb)
