@@ -34,11 +34,12 @@ from microdb.save import Encode, save
 from microdb.table import Records, apply
 from microdb.transaction import Transaction
 from microdb.values import Record
-from microdb.wal.codec import CodecError, decode, join
+from microdb.wal.codec import join
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position
 from microdb.wal.header import HEAD, HEADER_BYTES
 from microdb.wal.log import GoneError, Payload, Start
+from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
 
 __all__ = ["Handle"]
@@ -142,15 +143,9 @@ class Handle:
         # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
         # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
         self._position = None if self._log.keeps_all else self._position
-        for payload in payloads:
-            apply(self._decoded(payload), self._records)
+        for changes in changes_in(payloads, self._keys, self._log.name):
+            apply(changes, self._records)
         self._position = end
-
-    def _decoded(self, payload: Payload) -> list[Change]:
-        try:
-            return decode(payload, self._keys)
-        except CodecError as error:
-            raise CorruptError(self._log.name, f"a frame whose crc is right holds no changes: {error}") from error
 
     def _reflect(self, head: int) -> None:
         """From now on the table is that of a head."""
@@ -168,8 +163,7 @@ class Handle:
         records: Records = {}
         if start.snapshot is not None:
             records = snapshot.load(start.snapshot, self._log.name, self._keys)
-        for payload in start.payloads:
-            apply(self._decoded(payload), records)
+        start.overlay.lay_on(records)
         self._records = records
         self._position = start.end
         self._reflect(start.head)

@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 from microdb import snapshot
 from microdb.errors import ConflictError, CorruptError
 from microdb.files import File
+from microdb.table import Overlay
 from microdb.wal import header
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
 from microdb.wal.header import HEAD, POISONED, TORN
 from microdb.wal.log import Start
-from microdb.wal.log_file import LogFile, create_log, open_log, snapshot_hash
+from microdb.wal.log_file import LogFile, create_log, open_log, overlay_of, snapshot_hash
 from microdb.wal.reader import HeaderError, Run, later_frames, read_frames
 
 __all__ = ["recover"]
@@ -120,11 +121,15 @@ def recover(log: FileLog, header_file: File | None) -> Start:
     """
     found = scan(log, header_file)
     decision = decide(found, log)
-    if decision.chosen is None and found.snapshot is not None:
-        snapshot.load(found.snapshot, log.name, log.keys)  # Refuse it before a log follows it.
+    chosen = decision.chosen
+    # Whatever cannot be read is refused before anything is written.
+    if chosen is None and found.snapshot is not None:
+        snapshot.load(found.snapshot, log.name, log.keys)
+    overlay = Overlay() if chosen is None else overlay_of(chosen.run.payloads, log.keys, chosen.log.file.path)
     if log.read_only:
-        return _start_read_only(found, decision, log)
-    return apply(found, decision, log, header_file)
+        return _start_read_only(found, decision, overlay, log)
+    end = apply(found, decision, log, header_file)
+    return Start(found.snapshot, overlay, end, end.head)
 
 
 def scan(log: FileLog, header_file: File | None) -> Found:
@@ -247,8 +252,8 @@ def _rot(chosen: Scanned, reason: str) -> CorruptError:
     )
 
 
-def apply(found: Found, decision: Decision, log: FileLog, header_file: File | None) -> Start:
-    """Carry the decision out. Interrupted anywhere, it is decided the same way again."""
+def apply(found: Found, decision: Decision, log: FileLog, header_file: File | None) -> Position:
+    """Carry the decision out. Interrupted anywhere, it is decided the same way again. Gives the end of the log."""
     if header_file is None:
         raise AssertionError("only a read-only handle comes without a header")
     # Whoever made or renamed these may have died before it could.
@@ -257,12 +262,11 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
     torn = chosen is not None and chosen.run.reason is not None
     poisoned = found.head.poisoned if found.head is not None else 0
     if chosen is None:
-        payloads = []
         end, salt = _begin(found, decision, log)
     else:
         if torn:
             _cut(chosen, log)
-        payloads, end, salt = chosen.run.payloads, chosen.run.end, chosen.log.header.salt
+        end, salt = chosen.run.end, chosen.log.header.salt
     for dead in decision.dead:
         log.files.unlink(dead.log.file.path)
     for inside_lock in (False, True):
@@ -272,7 +276,7 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
         header.count(log.words, TORN)
     if poisoned != end.generation:
         log.generations.retire(end.generation - 1)
-    return Start(found.snapshot, payloads, end, end.head)
+    return end
 
 
 def _begin(found: Found, decision: Decision, log: FileLog) -> tuple[Position, bytes]:
@@ -313,11 +317,9 @@ def _cut(chosen: Scanned, log: FileLog) -> None:
     )
 
 
-def _start_read_only(found: Found, decision: Decision, log: FileLog) -> Start:
+def _start_read_only(found: Found, decision: Decision, overlay: Overlay, log: FileLog) -> Start:
     """What a writer would find. The head is the page's own, whatever it says: only when it moves is there news."""
     if found.is_new and found.snapshot is None:
         raise FileNotFoundError(2, "no such database, and read_only=True creates none", log.paths.snapshot)
-    chosen = decision.chosen
-    if chosen is None:
-        return Start(found.snapshot, [], None, log.words[HEAD])
-    return Start(found.snapshot, chosen.run.payloads, chosen.run.end, log.words[HEAD])
+    end = None if decision.chosen is None else decision.chosen.run.end
+    return Start(found.snapshot, overlay, end, log.words[HEAD])

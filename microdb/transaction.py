@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from microdb.changes import Change
 from microdb.keys import Key
-from microdb.table import Records, apply
+from microdb.table import Overlay, Records, apply
 from microdb.values import Record
 
 __all__ = ["Transaction"]
@@ -27,8 +27,7 @@ class Transaction:
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._records = records
-        self._own: dict[Key, Record | None] = {}
-        self._is_cleared = False
+        self._overlay = Overlay()
         self._whole: Records | None = None
 
     def is_mine(self) -> bool:
@@ -44,28 +43,18 @@ class Transaction:
         mark = len(self.pairs)
         try:
             self.pairs += zip(changes, encoded, strict=True)
-            self._overlay(changes)
+            self._overlay.add(changes)
             if self._whole is not None:
                 apply(changes, self._whole)
         except BaseException:
             self.rewind(mark)
             raise
 
-    def _overlay(self, changes: Sequence[Change]) -> None:
-        for key, record in changes:
-            if key is None:
-                self._is_cleared = True
-                self._own.clear()
-            else:
-                self._own[key] = record
-
     def rewind(self, length: int) -> None:
         """Forget all changes behind the first `length`: an inner block failed."""
         del self.pairs[length:]
         self._whole = None
-        self._own = {}
-        self._is_cleared = False
-        self._overlay([change for change, _ in self.pairs])
+        self._overlay = Overlay(change for change, _ in self.pairs)
 
     def rebase(self, records: Records) -> None:
         """The table below changed: the same thread wrote through another handle."""
@@ -74,13 +63,12 @@ class Transaction:
 
     def get(self, key: Key) -> Record | None:
         """The stored record, or None."""
-        if key in self._own:
-            return self._own[key]
-        return None if self._is_cleared else self._records.get(key)
+        return self._overlay.get(key, self._records)
 
     def whole(self) -> Records:
         """The table as it will be."""
         if self._whole is None:
-            self._whole = self._records.copy()
-            apply([change for change, _ in self.pairs], self._whole)
+            whole = self._records.copy()
+            self._overlay.lay_on(whole)
+            self._whole = whole
         return self._whole

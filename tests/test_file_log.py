@@ -14,7 +14,7 @@ from children import forked
 from faulty import Faulty, fail, in_thread, only
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
-from microdb.wal import file_log
+from microdb.wal import open_files
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import FRAME_BYTES_MIN, OFFSET_MAX, Position, split_head
 from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES
@@ -624,8 +624,8 @@ def test_a_log_that_was_never_attached_has_a_page_of_zeros_and_no_files(path):
 @pytest.fixture
 def clock(monkeypatch):
     """The time of the log, which stands still until it is set."""
-    now = types.SimpleNamespace(monotonic=lambda: now.time_s, sleep=file_log.time.sleep, time_s=1_000.0)
-    monkeypatch.setattr(file_log, "time", now)
+    now = types.SimpleNamespace(monotonic=lambda: now.time_s, time_s=1_000.0)
+    monkeypatch.setattr(open_files, "time", now)
     return now
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from microdb.locks import WriteLock
+from microdb.table import Overlay
 from microdb.wal.format import Position
 
 __all__ = ["GoneError", "Log", "Payload", "Start"]
@@ -24,13 +25,13 @@ class Start(NamedTuple):
 
     Attributes:
         snapshot: The bytes of the snapshot; None where there is none.
-        payloads: The batches that follow it, in order.
+        overlay: What the log does to it.
         end: The position behind the last of them; None where a reader cannot go on from there.
         head: The head that the table then reflects.
     """
 
     snapshot: bytes | None
-    payloads: Sequence[Payload]
+    overlay: Overlay
     end: Position | None
     head: int
 

@@ -1,11 +1,16 @@
 """One log file: how it is created, opened and named."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final, NamedTuple
 
+from microdb.changes import Change
 from microdb.errors import CorruptError, StorageError, VersionError
 from microdb.files import File, Files
+from microdb.keys import PartitionKeys
+from microdb.table import Overlay
+from microdb.wal.codec import CodecError, decode
 from microdb.wal.format import (
     BASE_BYTES,
     CRC_BYTES,
@@ -20,7 +25,16 @@ from microdb.wal.log import GoneError, Payload
 from microdb.wal.reader import HeaderError, NewerVersionError, Run, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
 
-__all__ = ["LogFile", "create_log", "frames_to", "frames_until", "open_log", "snapshot_hash"]
+__all__ = [
+    "LogFile",
+    "changes_in",
+    "create_log",
+    "frames_to",
+    "frames_until",
+    "open_log",
+    "overlay_of",
+    "snapshot_hash",
+]
 
 _HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
 
@@ -100,6 +114,24 @@ def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[memoryvi
     if run.end.offset != offset:
         raise _broken(log, run.end, run.reason or f"the log ends here, and its head is at byte {offset}")
     return run.payloads, run.end
+
+
+def changes_in(payloads: Iterable[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:
+    """The batches of changes that payloads hold, one after the other.
+
+    Raises:
+        CorruptError: On the way, at one that nobody can have written. `path` is for its message.
+    """
+    for payload in payloads:
+        try:
+            yield decode(payload, keys)
+        except CodecError as error:
+            raise CorruptError(path, f"a frame whose crc is right holds no changes: {error}") from error
+
+
+def overlay_of(payloads: Iterable[Payload], keys: PartitionKeys, path: str) -> Overlay:
+    """What the changes of a log come to. Raises CorruptError, as `changes_in` does."""
+    return Overlay(chain.from_iterable(changes_in(payloads, keys, path)))
 
 
 def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:

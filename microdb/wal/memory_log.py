@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from microdb.locks import WriteLock, check_reentrance
+from microdb.table import Overlay
 from microdb.wal.format import Position
 from microdb.wal.header import HEAD, HEADER_BYTES
 from microdb.wal.log import Payload, Start
@@ -42,7 +43,7 @@ class MemoryLog:
 
     def load(self, timeout_s: float | None) -> Start:  # noqa: ARG002  # Nobody to wait for.
         """An empty table."""
-        return Start(None, (), self._end, self._end.head)
+        return Start(None, Overlay(), self._end, self._end.head)
 
     def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
         """The last append, if it lies behind `after`."""
