@@ -113,10 +113,11 @@ def _draft(
 ) -> _Draft | None:
     """Steps 1 and 2; None if the generation moved meanwhile."""
     snapshot_path, log_path = (log.paths.temporary(inside_lock=is_inside) for _ in range(2))
+    temporaries += [snapshot_path, log_path]  # Before they are made: an interrupt may come with the file.
     old = log.files.open_if_exists(log.paths.snapshot)
     replaces = None if old is None else old.identity()
     found = NO_SNAPSHOT if old is None else old.digest(HASH_BYTES)
-    snapshot, new_hash = _write_aside(log.files, snapshot_path, pieces, log.paths.snapshot, temporaries)
+    snapshot, new_hash = _write_aside(log.files, snapshot_path, pieces, log.paths.snapshot)
     try:
         if not poisoned:
             log.sync_file(log.generations.get(start.generation))
@@ -135,7 +136,6 @@ def _draft(
         after_failure=poisoned,
         payloads=payloads,
     )
-    temporaries.append(new.file.path)
     return _Draft(poisoned, snapshot, new, end, covers, replaces, found)
 
 
@@ -189,22 +189,18 @@ def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:
     target = resolved(filename)
     if files.identity(Paths(target).folder) is not None:
         raise ConflictError(f"{target}: another database; open it and upsert into it, or choose another name")
-    temporaries: list[str] = []
+    temporary = Paths(target).export(target)
     try:
-        file, _ = _write_aside(files, Paths(target).export(target), pieces, target, temporaries)
-        files.rename(file.path, target)
+        _write_aside(files, temporary, pieces, target)
+        files.rename(temporary, target)
         files.sync_folder(os.path.dirname(target))
     finally:
-        for path in temporaries:
-            files.unlink(path)
+        files.unlink(temporary)
 
 
-def _write_aside(
-    files: Files, path: str, pieces: Iterable[bytes], like: str, temporaries: list[str]
-) -> tuple[File, bytes]:
+def _write_aside(files: Files, path: str, pieces: Iterable[bytes], like: str) -> tuple[File, bytes]:
     """A new file, fsynced, with the permissions of `like`; and the hash that binds a log to it."""
     file = files.create(path)
-    temporaries.append(path)
     file.copy_mode(like)
     state = hashlib.blake2b(digest_size=HASH_BYTES)
     offset = 0
