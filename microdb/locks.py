@@ -229,22 +229,19 @@ def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
     block without leaving the lock. That is done when this generator goes, with the traceback that still refers to it.
     """
     level = lock.level()
-    is_forgotten = False
+    leave = lock.return_to
     try:
         try:
             lock.acquire(timeout_s)
             yield
         except GeneratorExit:
-            is_forgotten = True
-            lock.abandon(level)
+            leave = lock.abandon
             raise
         finally:
-            if not is_forgotten:
-                lock.return_to(level)
+            leave(level)
     except BaseException:
-        # An interrupt may have come within the first return; twice does no harm.
-        if not is_forgotten:
-            lock.return_to(level)
+        # An interrupt may have come within the first time; twice does no harm.
+        leave(level)
         raise
 
 

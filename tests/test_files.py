@@ -125,6 +125,27 @@ def test_open_does_not_empty_a_file_and_writes_only_if_told(file, path):
         OS.open(path).write_at(b"x", 0)
 
 
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a file but p") as caught:
+        OS.open(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, path)
+    with pytest.raises(OSError, match="not a file but p"):
+        OS.open(path, write=True)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(path):
+    os.mkdir(path)
+    with pytest.raises(IsADirectoryError, match="not a file but d") as caught:
+        OS.open(path)
+    assert caught.value.filename == path
+
+
+def test_a_device_in_the_place_of_a_file_is_refused():
+    with pytest.raises(OSError, match="not a file but c"):
+        OS.open("/dev/zero")
+
+
 def test_no_descriptor_is_inherited_by_another_program(file, path):
     assert not os.get_inheritable(file.fd)
     assert not os.get_inheritable(OS.open(path).fd)

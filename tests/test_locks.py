@@ -9,6 +9,7 @@ import threading
 import time
 import types
 
+import filelock
 import pytest
 
 from microdb import locks
@@ -614,6 +615,22 @@ def test_a_save_that_fails_lets_the_next_one_in(path):
         raise ZeroDivisionError
     with save_lock(WriteLock(), path, 0):
         pass
+
+
+def test_an_interrupt_as_a_save_lets_go_leaves_the_save_lock_free_for_others_and_for_its_own_thread(path, monkeypatch):
+    lock = WriteLock()
+    release = filelock.FileLock.release
+
+    def interrupted(*_, **__):
+        monkeypatch.setattr(filelock.FileLock, "release", release)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught, save_lock(lock, path, None):
+        monkeypatch.setattr(filelock.FileLock, "release", interrupted)
+    for other in (WriteLock(), lock):
+        with save_lock(other, path, 0):
+            pass
+    assert caught.tb, "it refers to all that it went through, so that nothing was let go of by being forgotten"
 
 
 def test_a_save_lock_never_vanishes(path):

@@ -13,7 +13,9 @@ from microdb.wal.format import (
     KEYS_BYTES_MAX,
     LOG_HEADER,
     MAGIC,
+    GENERATION_MAX,
     PAYLOAD_BYTES_MAX,
+    SEQUENCE_MAX,
     VERSION,
     Position,
 )
@@ -143,6 +145,18 @@ def test_partition_keys_that_are_no_list_of_names_are_noticed(names):
     with pytest.raises(HeaderError, match="partition keys") as caught:
         read_header(signed(fixed + names))
     assert caught.value.offset == BASE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(16, GENERATION_MAX + 1), (48, SEQUENCE_MAX + 1)], ids=["generation", "base sequence"]
+)
+def test_a_header_beyond_what_a_log_can_have_is_refused_and_what_it_can_just_have_is_read(at, value):
+    """No head could publish such a generation, and no sequence could follow such a base."""
+    with pytest.raises(HeaderError, match="beyond what any log can have") as caught:
+        read_header(with_field(at, value.to_bytes(8, "little")))
+    assert (type(caught.value), caught.value.offset) == (HeaderError, 16)
+    fields = read_header(with_field(at, (value - 1).to_bytes(8, "little")))
+    assert value - 1 in (fields.generation, fields.base_sequence)
 
 
 def test_frames_come_back_in_order_with_the_position_behind_them():
