@@ -11,7 +11,10 @@ import microdb
 from children import forked
 from faulty import Faulty, fail, in_thread, only, save_that_waits
 from microdb import snapshot
+from microdb.files import OS
 from microdb.save import save
+from microdb.wal.format import GENERATION_MAX, NO_SNAPSHOT
+from microdb.wal.log_file import create_log
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -35,6 +38,32 @@ def test_a_save_begins_a_new_log_and_keeps_the_old_one_as_history(open_db, path)
     assert stats.snapshot_bytes == path.stat().st_size
     assert listing(path) == ["0000000001.history", "0000000002.log", "header", "lock", "save.lock"]
     assert json.loads(path.read_text()) == [A, B]
+
+
+def test_a_database_of_the_last_generation_refuses_to_save_and_works_on(open_db, path, wal, tmp_path):
+    open_db().close()
+    for file in wal.folder.glob("*.log"):
+        file.unlink()
+    wal.forget_boot()
+    create_log(
+        str(wal.log(GENERATION_MAX)),
+        OS,
+        generation=GENERATION_MAX,
+        base_sequence=0,
+        bound_to=NO_SNAPSHOT,
+        partition_keys=("id",),
+    )
+    mdb = open_db()
+    mdb.upsert(A)
+    before = listing(path)
+    with pytest.raises(microdb.StorageError, match="no log follows generation 268435455") as caught:
+        mdb.save()
+    assert caught.value.path.startswith(str(wal.folder))
+    assert (path.exists(), listing(path)) == (False, sorted({*before, "save.lock"}))
+    mdb.upsert(B)
+    assert list(open_db().all()) == [A, B]
+    mdb.save(tmp_path / "elsewhere.json")
+    assert list(open_db(tmp_path / "elsewhere.json").all()) == [A, B]
 
 
 def test_history_is_deleted_above_its_bound_oldest_first(open_db, path):
