@@ -8,10 +8,7 @@ import microdb
 from children import forked
 from faulty import Faulty, Meanwhile, in_thread, only, wait_until
 from microdb import handle
-from microdb.files import OS
-from microdb.wal.log_file import open_log
-from microdb.wal.reader import read_frames
-from microdb.wal.writer import write_frames
+from walfiles import append_payload
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -26,14 +23,6 @@ def mdb(request, open_db):
     mdb = open_db() if request.param == "file" else open_db(":memory:")
     mdb.upsert(A)
     return mdb
-
-
-def append_payload(wal, payload):
-    """Add a frame with this payload to the log of a closed database, as who knows the format but no changes."""
-    log = open_log(OS.open(str(wal.log()), write=True))
-    data = log.file.read_all()
-    end = read_frames(data[log.header.end :], log.header.start).end
-    log.file.write_at(write_frames([payload], end)[0], end.offset)
 
 
 # Closing while others are on their way.

@@ -3,17 +3,20 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import microdb.repair
+from faulty import Faulty, fail, save_that_waits
 from microdb.cli import main
 from microdb.files import OS
 from microdb.wal.codec import encode_upsert, join
+from microdb.wal.format import FRAME
 from microdb.wal.log_file import create_log
-from walfiles import ids, overwrite
+from walfiles import append_payload, ids, overwrite
 
 
 @pytest.fixture
@@ -58,6 +61,15 @@ def ruin(wal, number, generation=1):
 
 def drop_history(wal):
     wal.log(1).with_suffix(".history").unlink()
+
+
+def save_with_two_changes_meanwhile(open_db):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    with save_that_waits(mdb, faulty):
+        mdb.upsert({"id": "one"})
+        mdb.upsert({"id": "two"})
+    mdb.close()
 
 
 # --------------------------------------------------------------------------------------------------- The command itself
@@ -276,6 +288,107 @@ def test_a_flipped_bit_in_the_version_is_no_newer_version(saved, repair):
     code, output = repair()
     assert code == 0
     assert "byte 8 had a flipped bit" in output
+
+
+def test_a_write_that_failed_and_could_not_be_undone_is_not_saved(open_db, wal, repair):
+    """Its frame is sound and stands in the log; but the caller was told that it was not made."""
+    faulty = Faulty()
+    mdb = open_db(files=faulty, durability="power")
+    mdb.upsert({"id": "made"})
+    faulty.on.update(sync_data=fail, truncate=fail)
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.upsert({"id": "not made"})
+    mdb.close()
+    assert len(wal.frames()) == 2
+    code, output = repair()
+    assert code == 0, output
+    assert "1 records can be saved; batches of the log in them: 1" in output
+
+
+def test_a_page_that_was_not_made_here_is_not_believed(ten, repair, open_db, tmp_path):
+    """That of a copy, or of another database: it would say that our log is not the one that was written here."""
+    open_db(tmp_path / "other.json").close()
+    shutil.copy(tmp_path / "other.json.wal" / "header", ten.header)
+    code, output = repair()
+    assert code == 0, output
+    assert "10 records can be saved" in output
+
+
+def test_a_log_under_the_name_of_another_generation_is_not_applied(saved, repair):
+    saved.log(2).rename(saved.log(5))
+    code, output = repair()
+    assert code == 1
+    assert f"lost: {saved.log(5)}: the log that was written here: another one stands in its place" in output
+    assert "10 records can be saved; batches of the log in them: 0" in output
+
+
+def test_a_sound_frame_that_holds_no_changes_is_lost_and_the_others_are_saved(ten, repair, new, open_db):
+    append_payload(ten, b"no changes")
+    append_payload(ten, join([encode_upsert({"id": "behind it"})]))
+    code, output = repair("--into", str(new))
+    assert code == 1
+    at, length = ten.frames()[10]
+    assert f"lost: {ten.log()}, bytes {at} to {at + length}: not a batch of changes" in output
+    assert ids(open_db(new)) == [*range(10), "behind it"]
+
+
+@pytest.mark.parametrize("behind", ["nothing", "junk and one more frame"])
+def test_a_search_that_would_take_too_long_is_given_up_and_says_so(ten, repair, new, open_db, behind):
+    """Hundreds of places look like the next frame, and each would have to be summed to its far end."""
+    at, length = ten.frames()[8]
+    data = ten.log().read_bytes()
+    sound, sequence = (data[:at], 9) if behind == "nothing" else (data[:at] + b"junk" + data[at : at + length], 10)
+    ten.log().write_bytes(sound + FRAME.pack(4_000, 0, sequence) * 300 + bytes(4_000))
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert "lost: " in output
+    assert f"any change after {sequence - 1}: so much in it looks like frames that the search was given up" in output
+    assert ids(open_db(new)) == list(range(sequence - 1))
+
+
+def test_a_damaged_frame_costs_nothing_where_the_log_before_holds_it_too(open_db, ten, repair, new):
+    """What is written while a save runs stands at the end of the old log, and at the beginning of the new one."""
+    save_with_two_changes_meanwhile(open_db)
+    at, end = ruin(ten, 0, 2)
+    code, output = repair("--into", str(new))
+    assert code == 0, output
+    assert f"note: {ten.log(2)}, bytes {at} to {end}: the crc is wrong; another log holds the same changes" in output
+    assert ids(open_db(new)) == [*range(10), "one", "two"]
+
+
+def test_a_damaged_end_of_an_old_log_costs_nothing_where_the_log_after_it_holds_it_too(open_db, ten, repair, new):
+    mdb = open_db()
+    mdb.save()
+    mdb.close()
+    older = ten.snapshot.read_bytes()
+    mdb = open_db()
+    mdb.upsert({"id": "zero"})
+    mdb.close()
+    save_with_two_changes_meanwhile(open_db)
+    history = ten.log(2).with_suffix(".history")
+    history.write_bytes(history.read_bytes()[:-1])
+    ten.snapshot.write_bytes(older)
+    code, output = repair("--into", str(new))
+    assert code == 0, output
+    assert f"note: {history}, bytes " in output
+    assert "another log holds the same changes" in output
+    assert ids(open_db(new)) == [*range(10), "zero", "one", "two"]
+
+
+def test_what_an_old_log_lacks_before_an_empty_one_is_lost(ten, repair, open_db):
+    """No frame behind the gap shows it, but the log that follows says with which sequence it begins."""
+    _, length = ten.frames()[9]
+    mdb = open_db()
+    mdb.save()
+    mdb.close()
+    ten.snapshot.unlink()
+    history = ten.log(1).with_suffix(".history")
+    history.write_bytes(history.read_bytes()[:-length])
+    code, output = repair()
+    assert code == 1
+    assert f"lost: {ten.folder}: change 10: no log holds them" in output
+    assert "stand behind a gap" not in output
+    assert "9 records can be saved" in output
 
 
 def test_logs_that_are_gone_are_lost(saved, repair):

@@ -3,8 +3,12 @@
 import struct
 from zlib import crc32
 
+from microdb.files import OS
 from microdb.wal.format import FRAME, FRAME_BYTES_MIN, OFFSET_MAX
 from microdb.wal.header import HEAD
+from microdb.wal.log_file import open_log
+from microdb.wal.reader import read_frames
+from microdb.wal.writer import write_frames
 
 
 class Wal:
@@ -38,6 +42,14 @@ class Wal:
             found.append((at, length))
             at += length
         return found
+
+
+def append_payload(wal, payload):
+    """Add a frame with this payload to the log of a closed database, as who knows the format but no changes."""
+    log = open_log(OS.open(str(wal.log()), write=True))
+    data = log.file.read_all()
+    end = read_frames(data[log.header.end :], log.header.start).end
+    log.file.write_at(write_frames([payload], end)[0], end.offset)
 
 
 def set_boot_id(log, boot_id):

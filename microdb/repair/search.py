@@ -128,6 +128,7 @@ class _Search:
         frames: list[Frame] = []
         gaps: list[Gap] = []
         after = self._after
+        has_given_up = False
         try:
             while True:
                 found = self._joined(after) if is_joined else None
@@ -139,10 +140,11 @@ class _Search:
                 gaps += [gap] if gap is not None else []
                 after, is_joined = Position(0, frame.end, frame.sequence, crc), True
         except _GaveUpError:
+            has_given_up = True
             reason = "so much in it looks like frames that the search was given up"
         end = max([after.offset, *(frame.end for frame in frames)])
         if end < len(self._view):
-            reason = reason if not frames else self._flaw(end, after.sequence + 1)
+            reason = reason if has_given_up or not frames else self._flaw(end, after.sequence + 1)
             gaps.append(Gap(after.sequence, None, end, len(self._view), reason))
         return frames, gaps
 
