@@ -15,7 +15,7 @@ from microdb.cli import main
 from microdb.files import OS
 from microdb.wal.codec import encode_upsert, join
 from microdb.wal.format import FRAME
-from microdb.wal.log_file import create_log
+from microdb.wal.log_file import create_log, snapshot_hash
 from walfiles import append_payload, ids, overwrite
 
 
@@ -485,6 +485,60 @@ def test_a_flipped_bit_in_a_snapshot_is_flipped_back(saved, repair, new, open_db
     assert "one bit was flipped, and is flipped back: the hash is right then" in output
 
 
+@pytest.fixture
+def large(ten, open_db):
+    """A snapshot of two thousand records, too long to try each bit of it, and no log that leads to it."""
+    mdb = open_db()
+    mdb.upsert_many({"id": n} for n in range(2_000))
+    mdb.save()
+    mdb.close()
+    drop_history(ten)
+    assert len(ten.snapshot.read_bytes()) > 23_170
+    return ten
+
+
+def test_of_a_large_snapshot_a_flipped_bit_is_looked_for_where_it_cannot_be_read(large, repair, new, open_db):
+    data = large.snapshot.read_bytes()
+    large.snapshot.write_bytes(data.replace(b'{"id":1234}', b'{"id":1234='))
+    code, output = repair("--into", str(new))
+    assert code == 0, output
+    at = data.index(b'{"id":1234}') + 10
+    assert f"{large.snapshot}, byte {at:,}: one bit was flipped, and is flipped back" in output
+    assert ids(open_db(new)) == list(range(2_000))
+
+
+def test_a_flipped_bit_is_not_looked_for_where_that_would_take_too_long(ten, repair, new, open_db):
+    mdb = open_db()
+    mdb.upsert({"id": "long", "text": "x" * 40_000})
+    mdb.save()
+    mdb.close()
+    drop_history(ten)
+    ten.snapshot.write_bytes(ten.snapshot.read_bytes().replace(b'x"}', b'x"='))
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"lost: {ten.snapshot}, line 12: no record can be read there" in output
+    assert ids(open_db(new)) == list(range(10))
+
+
+def test_a_snapshot_whose_hash_the_old_logs_do_not_give_is_made_anew_and_in_doubt(saved, repair, new, open_db):
+    """As when another version wrote it, in other bytes: nothing proves that it held the same."""
+    saved.log(2).unlink()
+    create_log(
+        str(saved.log(2)),
+        OS,
+        generation=2,
+        base_sequence=10,
+        bound_to=snapshot_hash(b"the same records in other bytes"),
+        partition_keys=("id",),
+    )
+    saved.forget_boot()
+    saved.snapshot.write_text("rubbish")
+    code, output = repair("--into", str(new))
+    assert code == 1
+    assert f"in doubt: {saved.snapshot}: made anew from the old logs; but it has not the hash of the one" in output
+    assert ids(open_db(new)) == list(range(10))
+
+
 def test_without_the_old_logs_a_damaged_snapshot_is_saved_line_by_line(saved, repair, new, open_db):
     drop_history(saved)
     text = saved.snapshot.read_text().replace('{"id":3}', '{"id":3').replace('{"id":7}', '{"id":6}')
@@ -517,6 +571,87 @@ def test_of_a_damaged_file_in_another_form_what_stands_before_is_saved(path, rep
     assert "lost: " in output
     assert "all that stands behind the first 2 records" in output
     assert ids(open_db(new)) == [1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_snapshot_that_was_cut_between_two_lines_is_not_called_whole(ten, open_db, repair, cut):
+    """Each line of it can be read; but nothing tells how many stood behind."""
+    mdb = open_db()
+    mdb.save()
+    mdb.close()
+    shutil.rmtree(ten.folder)
+    lines = ten.snapshot.read_text().splitlines(keepends=True)
+    ten.snapshot.write_text("".join(lines[:-cut]))
+    code, output = repair("--keys", "id")
+    assert code == 1
+    assert f"in doubt: {ten.snapshot}: each line can be read, and yet not the whole" in output
+    assert f"{11 - cut} records can be saved" in output
+
+
+def test_of_a_damaged_grid_of_0_1_3_the_rows_before_the_damage_are_saved(legacy, path, repair, new, open_db):
+    path.write_bytes(
+        legacy("grid.json").read_bytes().replace(b"['clean', 'undone', 'Bob']", b"['clean', 'undone' 'Bob']")
+    )
+    code, output = repair("--keys", "job,name", "--into", str(new))
+    assert code == 1
+    assert "all that stands behind the first 2 records" in output
+    assert list(open_db(new, ["job", "name"])) == [("clean", "Alice"), ("study", "Alice")]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "[['id', 'n'], [1, 2], [3, 4, 5], [6, 7]]",
+        "[['id', 'n'], [1, 2], {'id': 3, 'n': 4}, [6, 7]]",
+        "[['id', 'n'], [1, 2], 3, [6, 7]]",
+        "[{'id': 1, 'n': 2}, [3, 4], {'id': 6, 'n': 7}]",
+        "[{'id': 1, 'n': 2}, {3: 4}, {'id': 6, 'n': 7}]",
+    ],
+    ids=["a row too long", "a record in a grid", "a number in a grid", "a row in a list", "a field without a name"],
+)
+def test_what_does_not_fit_ends_what_can_be_read_of_literals(path, repair, new, open_db, damaged):
+    path.write_text(damaged)
+    assert repair("--keys", "id", "--into", str(new))[0] == 1
+    assert list(open_db(new).all()) == [{"id": 1, "n": 2}]
+
+
+@pytest.mark.parametrize("rows", ["['id', 'id'], [1, 2]", "['id', 3], [1, 2]", "['id', [3]], [1, 2]", "['id', 'id']"])
+def test_a_grid_of_literals_whose_names_cannot_be_told_apart_gives_nothing(path, repair, rows):
+    path.write_text(f"[{rows}]")
+    code, output = repair("--keys", "id")
+    assert code == 1
+    assert "0 records can be saved" in output
+
+
+JSON_ON_ONE_LINE = '[{"id": 1, "a": null}, {"id": {"$tuple": [2, true]}, "a": {"$set": ["it\'s"]}}, {"id": 3}]'
+
+
+@pytest.mark.parametrize(
+    "text", [JSON_ON_ONE_LINE, JSON_ON_ONE_LINE.replace(" ", "\n   "), "\ufeff" + JSON_ON_ONE_LINE.replace(" ", "")]
+)
+@pytest.mark.parametrize(
+    "damaged",
+    ["3", "3}", "3? }]", '{"$tuple":3}}]', '"\udcff"}]', "[" * 99_999],
+    ids=["cut", "no end", "a wrong byte", "a wrong form", "not UTF-8", "too deep"],
+)
+def test_of_damaged_json_that_save_did_not_write_what_stands_before_is_saved(path, repair, new, text, damaged):
+    """An editor has put it all on one line, or each record on several. Every value is of the type that it was."""
+    path.write_bytes(text.replace("3}]", damaged).encode(errors="surrogateescape"))
+    code, output = repair("--keys", "id", "--into", str(new))
+    assert code == 1
+    with microdb.MicroDB(new, ["id"]) as mdb:
+        found = list(mdb.all())
+    assert found[:2] == [{"id": 1, "a": None}, {"id": (2, True), "a": {"it's"}}]
+    assert found[2:] == ([{"id": 3}] if damaged == "3}" else [])
+    assert f"all that stands behind the first {len(found)} records" in output
+
+
+def test_of_a_damaged_json_grid_on_one_line_the_rows_before_the_damage_are_saved(path, repair, new, open_db):
+    path.write_text('[["id", "n"], [1, null], [{"$tuple": [2]}, 3], [4]')
+    code, output = repair("--keys", "id", "--into", str(new))
+    assert code == 1
+    assert "all that stands behind the first 2 records" in output
+    assert list(open_db(new).all()) == [{"id": 1, "n": None}, {"id": (2,), "n": 3}]
 
 
 def test_old_logs_and_cut_tails_fill_what_a_damaged_snapshot_lacks(saved, repair, new, open_db):

@@ -1,8 +1,11 @@
 """The records of a snapshot that cannot be read as a whole, one by one. Pure."""
 
+import contextlib
 import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from microdb import literals, snapshot
 from microdb.errors import CorruptError, RecordError
@@ -16,6 +19,10 @@ __all__ = ["Read", "mend", "read"]
 _LINE_END: Final = b",\r\n \t"
 _MARKS: Final = (b"", b"[", b"]", b"[]", b"[[]]")
 _HEAD_BYTES: Final = 64
+_OPENS: Final = re.compile(r"\s*\[\s*")
+_GOES_ON: Final = re.compile(r"\s*,\s*")
+_JSON: Final = json.JSONDecoder(parse_int=str, parse_float=str)
+"""Tells where a value ends; it is `snapshot` that reads it."""
 _SUMMED_BYTES_MAX: Final = 1 << 31
 """How much a search for a flipped bit will sum: about three seconds."""
 
@@ -65,12 +72,15 @@ def _one_by_one(data: bytes, path: str, findings: list[Finding]) -> list[Record]
         else:
             found += records
     if not found:
-        found = list(_before_the_damage(data, path))
+        found = _before_the_damage(data, path)
         findings.append(Finding("lost", path, f"all that stands behind the first {len(found)} records"))
         return found
     for first, last in spans(lost):
         which = f"line {first}" if first == last else f"lines {first} to {last}"
         findings.append(Finding("lost", f"{path}, {which}", "no record can be read there"))
+    if not lost:
+        what = "each line can be read, and yet not the whole; what stood between them or behind them, nothing tells"
+        findings.append(Finding("in doubt", path, what))
     return found
 
 
@@ -118,11 +128,47 @@ def mend(data: bytes, path: str, wanted: bytes) -> tuple[bytes, int] | None:
     return None
 
 
-def _before_the_damage(data: bytes, path: str) -> Iterator[Record]:
+def _before_the_damage(data: bytes, path: str) -> list[Record]:
+    """Of a file whose lines say nothing: as JSON if its first element is that, else as literals of microdb 0.1.3."""
+    body = data.removeprefix(snapshot.BOM)
+    elements = list(_json_elements(body))
+    if not elements:
+        return list(_of_literals(body, path))
+    head = elements.pop(0) + b"," if snapshot.is_grid(body[:_HEAD_BYTES]) else b""
+    records: list[Record] = []
+    with contextlib.suppress(CorruptError):
+        for element in elements:
+            records += snapshot.decode(b"[" + head + element + b"]", path)
+    return records
+
+
+def _json_elements(body: bytes) -> Iterator[bytes]:
+    """The text of each element of a JSON list, up to the first that is none."""
     try:
-        for _, element in literals.elements(data.removeprefix(snapshot.BOM), path):
-            if type(element) is not dict:
-                return
-            yield checked(element)
-    except (CorruptError, RecordError):
-        return
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        text = body[: error.start].decode()
+    before = _OPENS.match(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        while before is not None:
+            start = before.end()
+            _, end = _JSON.raw_decode(text, start)
+            yield text[start:end].encode()
+            before = _GOES_ON.match(text, end)
+
+
+def _of_literals(body: bytes, path: str) -> Iterator[Record]:
+    names: list[Any] | None = None
+    with contextlib.suppress(CorruptError, RecordError):
+        for number, (_, element) in enumerate(literals.elements(body, path)):
+            if number == 0 and type(element) is list:
+                names = element
+            else:
+                yield checked(element if names is None else _of_row(names, element))
+
+
+def _of_row(names: list[Any], row: Any) -> Record:
+    are_names = {str}.issuperset(map(type, names)) and len(set(names)) == len(names)
+    if not are_names or type(row) is not list or len(row) != len(names):
+        raise RecordError("record", "no row of this grid")
+    return dict(zip(names, row, strict=True))
