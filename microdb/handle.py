@@ -90,18 +90,18 @@ class Handle:
         """The stored record as of now, by the long way."""
         self._settle()
         with self._table_lock:
-            self._catch_up()
+            records = self._catch_up()
             view = self._own_view()
-            return self._records.get(key) if view is None else view.get(key)
+            return records.get(key) if view is None else view.get(key)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[Records]:
         """The table as of now, which nobody changes meanwhile."""
         self._settle()
         with self._table_lock:
-            self._catch_up()
+            records = self._catch_up()
             view = self._own_view()
-            yield self._records if view is None else view.whole()
+            yield records if view is None else view.whole()
 
     def _own_view(self) -> Transaction | None:
         transaction = self._transaction
@@ -111,45 +111,54 @@ class Handle:
             else None
         )
 
-    def _catch_up(self) -> None:
-        """Apply what others have published. Under the table lock."""
-        if self._pid == _CLOSED:
-            raise ClosedError(_IS_CLOSED)
-        if not self._log.is_followed() and self._log.must_attach_again():
+    def _catch_up(self) -> Records:
+        """Apply what others have published, and give the table. Under the table lock.
+
+        A signal handler that comes in between may go further, or close the handle: it finds the table whole, or makes
+        a new one, and nothing more is applied to what it leaves.
+        """
+        if self._pid != _CLOSED and not self._log.is_followed() and self._log.must_attach_again():
             self._position = None
             self._attach(self._timeout_s)
         while True:
-            head, position = self._words[HEAD], self._position
+            head, position, records = self._words[HEAD], self._position, self._records
+            if self._pid == _CLOSED:
+                raise ClosedError(_IS_CLOSED)
             if head == self._applied:
-                return
+                return records
             if position is None:
                 self._load_anew()
-                return
+                continue
             try:
                 payloads, end = self._log.read(position, head)
             except GoneError:
                 self._load_anew()
-                return
+                continue
             except CorruptError:
                 if self._position is position:
                     raise
-                continue  # A signal handler has gone further meanwhile, and there is nothing from there to an old head.
-            self._apply(payloads, end)
-            self._reflect(head)
-            if self._position is end:
-                return
+                continue
+            if self._apply(payloads, position, end, head):
+                return records
 
-    def _apply(self, payloads: Sequence[Payload], end: Position) -> None:
+    def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:
+        """Go on from a position to the end of some payloads; False if a signal handler has left it meanwhile."""
+        records = self._records
+        if self._position is not after:
+            return False
         # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
         # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
-        self._position = None if self._log.keeps_all else self._position
+        self._position = None if self._log.keeps_all else after
         for changes in changes_in(payloads, self._keys, self._log.name):
-            apply(changes, self._records)
-        self._position = end
+            apply(changes, records)
+        if self._records is not records:
+            return False
+        self._position, self._applied = end, head
+        self._reflect()
+        return True
 
-    def _reflect(self, head: int) -> None:
-        """From now on the table is that of a head."""
-        self._applied = head
+    def _reflect(self) -> None:
+        """Let reads go to the table as it is now."""
         if self._transaction is not None:
             self._transaction.rebase(self._records)
         self._open_gate()
@@ -164,9 +173,8 @@ class Handle:
         if start.snapshot is not None:
             records = snapshot.load(start.snapshot, self._log.name, self._keys)
         start.overlay.lay_on(records)
-        self._records = records
-        self._position = start.end
-        self._reflect(start.head)
+        self._records, self._position, self._applied = records, start.end, start.head
+        self._reflect()
 
     # Appending.
 
@@ -220,8 +228,8 @@ class Handle:
             self._position = None if self._log.keeps_all else before
             for commit in group:
                 apply(commit.changes, self._records)
-            self._position = end
-            self._reflect(end.head)
+            self._position, self._applied = end, end.head
+            self._reflect()
 
     def _prepare_locked(self) -> None:
         """The table is up to date and the log may be appended to, or an error says why not."""
@@ -390,6 +398,7 @@ class Handle:
             try:
                 self._head = NEVER
                 self._words = _CLOSED_WORDS
+                self._position = None
                 self._pid = _CLOSED
                 let_go()
             except BaseException:

@@ -67,6 +67,10 @@ class WatchedFile(File):
         self.files._meet("sync_data", self.path)
         super().sync_data()
 
+    def read_at(self, offset, length):
+        self.files._meet("read_at", self.path)
+        return super().read_at(offset, length)
+
     def write_at(self, data, offset):
         self.files._meet("write_at", self.path)
         super().write_at(data, offset)
@@ -83,6 +87,12 @@ def fail(*_):
 def only(name, act=fail):
     """Act only on paths that end so."""
     return lambda path: act(path) if path.endswith(name) else None
+
+
+def once(act):
+    """Act only the first time."""
+    acts = [act]
+    return lambda *_: acts.pop()() if acts else None
 
 
 @contextlib.contextmanager
@@ -129,6 +139,9 @@ class Meanwhile:
 
     def release(self):
         self._lock.release()
+
+    def _is_owned(self):
+        return self._lock._is_owned()
 
 
 def in_thread(function):

@@ -1,14 +1,17 @@
 """One open table, where threads, interrupts and damage meet it between two of its steps."""
 
+import signal
 import threading
 
 import pytest
 
 import microdb
 from children import forked
-from faulty import Faulty, Meanwhile, in_thread, only, wait_until
+from faulty import Faulty, Meanwhile, in_thread, once, only, wait_until
 from microdb import handle
-from walfiles import append_payload
+from microdb.files import OS
+from microdb.locks import is_alone
+from walfiles import append_payload, overwrite
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -193,6 +196,147 @@ def test_a_signal_handler_that_writes_amid_a_write_of_its_own_thread_is_refused(
         mdb.save()
     assert refused == [[("a",)]]
     assert list(mdb.all()) == list(other.all()) == ([A, B] if call == "upsert" else [A])
+
+
+# Signal handlers that come while their own thread is catching up.
+
+
+@pytest.fixture
+def handled_by():
+    """Have a signal handled by a function; gives what sends it, once."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def _handled_by(act):
+        signal.signal(signal.SIGUSR1, lambda *_: act())
+        return once(lambda: signal.raise_signal(signal.SIGUSR1))
+
+    yield _handled_by
+    signal.signal(signal.SIGUSR1, before)
+
+
+def table(mdb):
+    return {record["id"]: record["n"] for record in mdb.all()}
+
+
+def before_reading(mdb, faulty, monkeypatch, send):
+    faulty.on["read_at"] = only(".log", send)
+
+
+def amid_the_changes(mdb, faulty, monkeypatch, send):
+    apply = handle.apply
+    monkeypatch.setattr(handle, "apply", lambda *args: (apply(*args), send()))
+
+
+def before_the_gate_opens(mdb, faulty, monkeypatch, send):
+    open_gate = mdb._open_gate
+    monkeypatch.setattr(mdb, "_open_gate", lambda: (send(), open_gate()))
+
+
+PLACES = [before_reading, amid_the_changes, before_the_gate_opens]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("also_writes", [False, True], ids=["reads", "writes"])
+def test_a_reader_whose_signal_handler_went_further_sees_one_moment(
+    open_db, monkeypatch, handled_by, place, also_writes
+):
+    """Not the changes that it was about to apply, over a table that holds later ones already."""
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    other.upsert_many([{"id": "x", "n": 1}, {"id": "y", "n": 1}])
+    table(mdb)
+    other.upsert({"id": "x", "n": 2})
+    other.upsert({"id": "z", "n": 2})
+    seen = []
+
+    def handler():
+        with other.transaction():
+            other.delete(("x",))
+            other.upsert_many({"id": name, "n": 3} for name in "xyzw")
+        if also_writes:
+            mdb.upsert_many({"id": name, "n": 4} for name in "xy")
+        seen.append(table(mdb))
+
+    place(mdb, faulty, monkeypatch, handled_by(handler))
+    found = table(mdb)
+    last = {"y": 3, "z": 3, "x": 3, "w": 3} | ({"x": 4, "y": 4} if also_writes else {})
+    assert seen == [last]
+    assert found in ({"x": 2, "y": 1, "z": 2}, last)
+    assert list(table(mdb).items()) == list(last.items()), "in the order in which all others have them"
+    other.upsert({"id": "y", "n": 5})
+    assert table(mdb) == last | {"y": 5}
+    mdb.upsert({"id": "x", "n": 5})
+    assert table(other) == table(mdb) == last | {"x": 5, "y": 5}
+
+
+def test_a_reader_whose_signal_handler_went_past_a_damaged_frame_goes_on_from_there(open_db, handled_by, wal):
+    """Another process has the change in memory, and saves it: the damage is history before anybody has to read it."""
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    other.upsert({"id": "x", "n": 1})
+    table(mdb)
+    other.upsert({"id": "x", "n": 2})
+    at, length = wal.frames()[1]
+    overwrite(wal.log(), at + length - 4, b"????")
+
+    def handler():
+        other.save()
+        assert table(mdb) == {"x": 2}
+
+    before_reading(mdb, faulty, None, handled_by(handler))
+    assert table(mdb) == {"x": 2}
+
+
+def test_a_reader_that_comes_to_a_damaged_frame_says_where_until_a_save_has_led_past_it(open_db, wal):
+    mdb, other = open_db(), open_db()
+    other.upsert({"id": "x", "n": 1})
+    assert table(mdb) == {"x": 1}
+    other.upsert({"id": "x", "n": 2})
+    at, length = wal.frames()[1]
+    overwrite(wal.log(), at + length - 4, b"????")
+    for _ in range(2):
+        with pytest.raises(microdb.CorruptError, match="the crc is wrong") as caught:
+            table(mdb)
+        assert (caught.value.path, caught.value.offset) == (str(wal.log()), at)
+    other.save()
+    assert table(mdb) == {"x": 2}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_reader_whose_signal_handler_closed_its_handle_is_told_so_or_sees_the_table_as_it_was(
+    open_db, monkeypatch, handled_by, place
+):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    other.upsert(A)
+    place(mdb, faulty, monkeypatch, handled_by(mdb.close))
+    try:
+        assert table(mdb) == {"a": 1}
+    except microdb.ClosedError:
+        assert place is not before_the_gate_opens
+    with pytest.raises(microdb.ClosedError):
+        table(mdb)
+
+
+@pytest.mark.parametrize("is_let_go", [False, True], ids=["before the files are let go of", "after that"])
+def test_an_interrupt_within_close_leaves_the_handle_closed_and_nobody_present(mdb, wal, monkeypatch, is_let_go):
+    let_go, interrupted = mdb._log.close, once(interrupt)
+
+    def close():
+        if is_let_go:
+            let_go()
+        interrupted()
+        let_go()
+
+    monkeypatch.setattr(mdb._log, "close", close)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mdb.close()
+    with pytest.raises(microdb.ClosedError):
+        mdb.get(("a",))
+    mdb.close()
+    if wal.header.exists():
+        assert is_alone(OS.open(str(wal.header), write=True))
+    assert caught.tb, "it refers to all that it went through, so that nothing was let go of by being forgotten"
 
 
 # Damage that a checksum does not see.
