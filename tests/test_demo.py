@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from types import CodeType
 
 import pytest
@@ -16,10 +17,10 @@ from microdb.demo.index import PARTITION_KEYS, Module, find_modules, index_file,
 from microdb.demo.interrupt import interrupt_as_message
 from microdb.demo.parent import Parent
 from microdb.demo.report import Report
-from microdb.demo.result import DemoError, Outcome, Plan
+from microdb.demo.result import DemoError, Kill, Outcome, Plan
 from microdb.demo.scenario import play
 from microdb.demo.verify import verify
-from microdb.demo.worker import Failed, Finished, Order, Task, Unreadable, work
+from microdb.demo.worker import Failed, Finished, Order, Tally, Task, Unreadable, work
 
 WAIT_S = 60
 
@@ -489,3 +490,75 @@ def test_what_a_worker_said_before_it_was_found_dead_is_heard(tmp_path, plan, mo
     with pytest.raises(DemoError, match=r"died by itself in .*, exit code -9"):
         played(plan(source_files(tmp_path, count=2), workers=1), Silent())
     assert len(acknowledged) > 30, "more than those of the first module"
+
+
+# What the parent makes of a stop. Where a real process stops, and what it had said by then, nobody can order.
+
+
+class Scripted:
+    """A crew member that stops when it is told to, and has said this before it is killed."""
+
+    def __init__(self, pid, said=()):
+        self.pid = pid
+        self.module = Module(f"m{pid}", f"m{pid}.py")
+        self.keys = []
+        self.said = said
+        self.done = []
+
+    def pause(self):
+        self.done.append("paused")
+        return True
+
+    def resume(self):
+        self.done.append("resumed")
+
+    def kill(self):
+        self.done.append("killed")
+        return self.said
+
+    def wait_gone(self):
+        self.done.append("gone")
+
+
+@pytest.fixture
+def parent_of(plan, monkeypatch):
+    """A parent of such a crew, with so many modules left to do, that sees one of the crew inside a write."""
+
+    def make(crew, *, pending=0, writing=0):
+        mdb = types.SimpleNamespace(stats=lambda: types.SimpleNamespace(dirty_pid=writing))
+        modules = [Module(f"later {number}", "later.py") for number in range(pending)]
+        parent = Parent(plan(modules), mdb, Silent(), None)
+        parent._crew = list(crew)
+        return parent
+
+    monkeypatch.setattr(Parent, "_hire", lambda parent: parent._crew.append("hired"))
+    return make
+
+
+def test_a_worker_that_stopped_outside_of_a_write_goes_on_until_another_time(parent_of):
+    member = Scripted(7)
+    parent = parent_of([member], pending=1)
+    parent._try_to_kill()
+    assert member.done == ["paused", "resumed"]
+    assert (parent._crew, parent.outcome.kill) == ([member], None)
+
+
+def test_the_worker_that_is_inside_a_write_is_killed_and_another_one_does_its_module_first(parent_of):
+    record = index_source("def f(): ...", "m8")[0]
+    one, other = Scripted(7), Scripted(8, said=[record])
+    parent = parent_of([one, other], pending=1, writing=8)
+    parent._try_to_kill()
+    assert (one.done, other.done) == ([], ["paused", "killed", "gone"])
+    assert parent.outcome.kill == Kill(8, "m8", 1, in_mid_write=True)
+    assert parent.acknowledged == {key_of(record): record}
+    assert [module.name for module in parent._pending] == ["m8", "later 0"]
+    assert parent._crew == [one, "hired"]
+
+
+def test_nobody_is_hired_for_a_worker_that_was_done_before_it_was_killed(parent_of):
+    member = Scripted(7, said=[Finished(Tally())])
+    parent = parent_of([member])
+    parent._try_to_kill()
+    assert parent.outcome.kill == Kill(7, "no module", 1, in_mid_write=False)
+    assert (parent.outcome.modules, parent.records_in_flight()) == (1, [])
+    assert (list(parent._pending), parent._crew) == ([], [])
