@@ -39,7 +39,7 @@ class AutoSave:
         self._log = log
         self._min_bytes = min_bytes
         self._timeout_s = timeout_s
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
         self.above = min_bytes if min_bytes is not None else float("inf")
 
@@ -57,11 +57,15 @@ class AutoSave:
         with self._starting:
             if offset <= bound:
                 self.above = bound
-            elif self._thread is None or not self._thread.is_alive():
+            elif not self.is_running():
                 self.above = offset + min_bytes
                 thread = threading.Thread(target=self._run, args=(log, min_bytes, growing), name="microdb-save")
                 thread.start()
                 self._thread = thread
+
+    def is_running(self) -> bool:
+        """Whether a save is going on in the background."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Return once no save is going on in the background."""
@@ -71,7 +75,7 @@ class AutoSave:
 
     def forget_thread(self) -> None:
         """In the child of a fork, where no thread of its parent goes on."""
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._thread = None
 
     def _run(self, log: FileLog, min_bytes: int, growing: Growing) -> None:

@@ -110,7 +110,7 @@ class TransactionError(MicroDBError, RuntimeError):
 
 
 class ReentrantError(MicroDBError, RuntimeError):
-    """A signal handler called into a write or a save that it had itself interrupted. Nothing was changed."""
+    """A signal handler called into a read, write or save that it had itself interrupted. Nothing was changed."""
 
 
 class StorageError(MicroDBError):

@@ -33,7 +33,7 @@ class Forked(Protocol):
 
 
 _handles: weakref.WeakValueDictionary[int, Forked] = weakref.WeakValueDictionary()
-_guard = threading.Lock()
+_guard = threading.RLock()
 _stopped: dict[int, list[Forked]] = {}
 """What each thread that is just forking has stopped."""
 
@@ -68,7 +68,7 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     global _guard  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
-    _guard = threading.Lock()
+    _guard = threading.RLock()
     locks.after_fork_in_child()
     stopped = _stopped.pop(threading.get_ident())
     _stopped.clear()

@@ -28,7 +28,7 @@ from microdb.errors import (
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import held
+from microdb.locks import held, refuse_reentry
 from microdb.recovery import recover
 from microdb.save import Encode, save
 from microdb.table import Records, apply
@@ -80,7 +80,7 @@ class Handle:
         self._applied = self._head = NEVER
         self._words = _CLOSED_WORDS
         self._pid = _DETACHED
-        self._attaching = threading.Lock()
+        self._attaching = threading.RLock()
         self._attach(timeout_s)
         forks.register(self)
 
@@ -355,6 +355,7 @@ class Handle:
             # Not to be found out by waiting for the lock, which its parent holds.
             raise TransactionError("inside a transaction that began before a fork, and is the parent's")
         if self._pid == _DETACHED:
+            refuse_reentry(self._attaching)
             with self._attaching:
                 if self._pid == _DETACHED:
                     self._attach(timeout_s)
@@ -362,6 +363,7 @@ class Handle:
     def _attach(self, timeout_s: float | None) -> None:
         """Open the files. Waits for the write lock, so not under the table lock, which its owner may wait for."""
         start = self._log.attach(recover, timeout_s)
+        self._log.lock.comes_before(self._table_lock)
         try:
             with self._table_lock:
                 if start is not None:
@@ -387,11 +389,14 @@ class Handle:
 
         Raises:
             TransactionError: The calling thread is inside ``lock()`` or ``transaction()``.
+            ReentrantError: A signal handler has interrupted a read for which a save in the background may be waiting.
         """
         if self._pid == _CLOSED:
             return
         if self._log.lock.is_mine():
             raise TransactionError("close() inside lock() or transaction(); close it when that has ended")
+        if self._auto_save.is_running():
+            self._log.lock.check_may_wait()
         self._auto_save.wait()
         with self._table_lock:
             let_go = self._log.close if self._pid == os.getpid() else self._log.detach
@@ -423,7 +428,7 @@ class Handle:
         Files, locks and threads are the parent's. A transaction stays, to refuse what its block does here.
         """
         self._table_lock = threading.RLock()
-        self._attaching = threading.Lock()
+        self._attaching = threading.RLock()
         self._commits = CommitQueue()
         self._auto_save.forget_thread()
         if self._pid == _CLOSED:

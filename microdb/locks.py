@@ -33,6 +33,7 @@ __all__ = [
     "check_reentrance",
     "held",
     "is_alone",
+    "refuse_reentry",
     "save_lock",
     "shared_write_lock",
 ]
@@ -47,7 +48,7 @@ _UNLOCK: Final = int(LockFlags.UNBLOCK)
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
 
-_REENTRANT: Final = "a signal handler called into a write or a save that it had interrupted; let it return first"
+_REENTRANT: Final = "a signal handler called into a read, write or save that it had interrupted; let it return first"
 
 _every_lock: weakref.WeakSet["WriteLock"] = weakref.WeakSet()
 
@@ -87,6 +88,7 @@ class WriteLock:
         self.writing: object | None = None
         self.savers: set[int] = set()
         self._abandoned: Level | None = None
+        self._tables: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
         _every_lock.add(self)
 
     def tell_owner_in(self, words: memoryview | None) -> None:
@@ -98,10 +100,21 @@ class WriteLock:
             self._owner_words = words
             self._tells_owner = words is not None and not words.readonly
 
+    def comes_before(self, table_lock: threading.RLock) -> None:
+        """Note that whoever holds it may wait for the lock of a table, so that nobody does the reverse."""
+        self._tables.add(table_lock)
+
+    def check_may_wait(self) -> None:
+        """Raises ReentrantError if the calling thread holds a table for which the owner of this lock may be waiting.
+
+        Only a signal handler that interrupted a read of that table can get here so.
+        """
+        for table_lock in list(self._tables):
+            refuse_reentry(table_lock)
+
     def is_mine(self) -> bool:
         """Whether the calling thread holds it, or is first in its queue."""
-        # As `threading.Condition` asks it.
-        return self._threads._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001
+        return _is_owned(self._threads)
 
     def level(self) -> Level:
         """Where the calling thread stands."""
@@ -115,9 +128,12 @@ class WriteLock:
 
         Raises:
             LockTimeoutError: They did not let it in within `timeout_s` seconds (None: for ever).
+            ReentrantError: It would have to wait for a thread that may wait for this one.
         """
-        if self.is_mine():
+        if self.is_mine() or self._threads.acquire(blocking=False):
             return timeout_s
+        if timeout_s != 0:
+            self.check_may_wait()
         if timeout_s is None:
             self._threads.acquire()
             return None
@@ -245,6 +261,16 @@ def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
         raise
 
 
+def _is_owned(lock: threading.RLock) -> bool:
+    return lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001  # So `threading.Condition` asks.
+
+
+def refuse_reentry(lock: threading.RLock) -> None:
+    """Raises ReentrantError if the calling thread has a lock: then a signal handler came while it had."""
+    if _is_owned(lock):
+        raise ReentrantError(_REENTRANT)
+
+
 def check_reentrance(lock: WriteLock) -> None:
     """Raises ReentrantError if the thread that holds the lock is in mid-write, so that this is a signal handler."""
     if lock.writing is not None:
@@ -252,7 +278,7 @@ def check_reentrance(lock: WriteLock) -> None:
 
 
 _write_locks: weakref.WeakValueDictionary[tuple[int, int], WriteLock] = weakref.WeakValueDictionary()
-_write_locks_guard = threading.Lock()
+_write_locks_guard = threading.RLock()
 
 
 def shared_write_lock(file: File) -> WriteLock:
@@ -263,16 +289,13 @@ def shared_write_lock(file: File) -> WriteLock:
     """
     with _write_locks_guard:
         identity = file.identity().file
-        lock = _write_locks.get(identity)
-        if lock is None:
-            lock = _write_locks[identity] = WriteLock(file)
-        return lock
+        return _write_locks.get(identity) or _write_locks.setdefault(identity, WriteLock(file))
 
 
 def after_fork_in_child() -> None:
     """The locks that a child inherits are its parent's: forget them. Handles attach to new ones."""
     global _write_locks_guard  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
-    _write_locks_guard = threading.Lock()
+    _write_locks_guard = threading.RLock()
     for lock in list(_every_lock):
         if lock._pid != os.getpid():  # noqa: SLF001  # Same module.
             lock._forget()  # noqa: SLF001  # Same module.
@@ -316,6 +339,8 @@ def save_lock(lock: WriteLock, path: str, timeout_s: float | None) -> Iterator[N
     thread = threading.get_ident()
     if thread in lock.savers:
         raise ReentrantError(_REENTRANT)
+    if lock.savers:
+        lock.check_may_wait()
     file_lock = filelock.FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False)
     try:
         lock.savers.add(thread)

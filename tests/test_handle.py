@@ -318,6 +318,62 @@ def test_a_reader_whose_signal_handler_closed_its_handle_is_told_so_or_sees_the_
         table(mdb)
 
 
+def lock_and_unlock(mdb):
+    with mdb.lock():
+        pass
+
+
+@pytest.mark.parametrize("by_another_handle", [False, True])
+@pytest.mark.parametrize("amid", ["upsert", "save"])
+@pytest.mark.parametrize(
+    "act",
+    [lambda mdb: mdb.upsert(B), lock_and_unlock, lambda mdb: mdb.save(), lambda mdb: mdb.save(timeout=60)],
+    ids=["upsert", "lock", "save", "save with a time-out"],
+)
+def test_a_signal_handler_amid_a_read_is_refused_what_waits_for_who_waits_for_the_reader(
+    open_db, handled_by, amid, act, by_another_handle
+):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    other.upsert(A)
+    thread = threading.Thread(target=mdb.save if amid == "save" else lambda: mdb.upsert(B))
+    refused = []
+
+    def handler():
+        thread.start()
+        wait_until(lambda: mdb._log.lock.depth)
+        with pytest.raises(microdb.ReentrantError, match="let it return first"):
+            act(other if by_another_handle else mdb)
+        refused.append(True)
+
+    before_reading(mdb, faulty, None, handled_by(handler))
+    assert table(mdb) == {"a": 1}
+    thread.join()
+    assert refused
+    act(mdb)
+    assert table(mdb) == table(other)
+
+
+def test_a_signal_handler_amid_a_read_cannot_close_a_handle_whose_automatic_save_waits_for_the_reader(
+    open_db, handled_by
+):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty, auto_save_bytes=1), open_db()
+    other.upsert(A)
+    refused = []
+
+    def handler():
+        mdb._auto_save.consider(1 << 30, mdb)
+        with pytest.raises(microdb.ReentrantError, match="let it return first"):
+            mdb.close()
+        refused.append(True)
+
+    before_reading(mdb, faulty, None, handled_by(handler))
+    assert table(mdb) == {"a": 1}
+    assert refused
+    mdb.close()
+
+
 @pytest.mark.parametrize("is_let_go", [False, True], ids=["before the files are let go of", "after that"])
 def test_an_interrupt_within_close_leaves_the_handle_closed_and_nobody_present(mdb, wal, monkeypatch, is_let_go):
     let_go, interrupted = mdb._log.close, once(interrupt)

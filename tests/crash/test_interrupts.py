@@ -17,7 +17,10 @@ from microdb.files import File, Files
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
 
-LEAKY = ("File.__del__", "File.close", "File.__init__", "Files.open", "Files.create", "Files.sync_folder")
+LEAKY = (
+    *("File.__del__", "File.close", "File.__init__", "Files.open", "Files.create", "Files.sync_folder"),
+    "_GeneratorContextManager.__exit__",  # There a tracer that raises makes Python 3.11 itself lose the frame.
+)
 """Where one descriptor is lost if an exception comes right there: Python can make no integer and its owner at once, nor
 is it made to end a finalizer that was interrupted. No lock is lost with it: they are taken later, and let go before."""
 
@@ -73,6 +76,15 @@ def test_whatever_is_raised_at_a_place_leaves_memory_as_the_disk_and_nothing_loc
         scene.close()
 
 
+def grows(scene, act, bombs):
+    """Whether with each time that an act breaks off there one more file stays open, and not only with the first."""
+    counts = []
+    for bomb in bombs:
+        go_off(scene, act, bomb)
+        counts.append(len(descriptors()))
+    return counts == sorted(set(counts))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @KINDS
@@ -80,22 +92,21 @@ def test_whatever_is_raised_at_a_place_leaves_memory_as_the_disk_and_nothing_loc
 def test_whatever_is_raised_at_any_place_leaves_memory_as_the_disk_and_nothing_locked(name, kind, lines, guest, folder):
     """All places of an act, one after the other on one handle; ten minutes for all acts together."""
     act, number, failures = ACTS[name], 0, []
-    leaks, seen = [], None
+    leaks = []
     scene = Scene(folder / "0.json", guest, act.options)
     went_off = True
     while went_off:
         number += 1
+        before = len(descriptors())
         bomb = Bomb(kind("bomb"), number, lines=lines)
         try:
             went_off = go_off(scene, act, bomb)
+            is_more = len(descriptors()) > before and not bomb.where.endswith(LEAKY)
+            if is_more and grows(scene, act, [Bomb(kind("bomb"), number, lines=lines) for _ in range(3)]):
+                leaks.append(bomb.where)
         except Exception as error:
             failures.append(f"{bomb.where}: {error!r:.300}")
-            scene, seen = Scene(folder / f"{number}.json", guest, act.options), None
-            continue
-        now = len(descriptors())
-        if seen is not None and now > seen and not bomb.where.endswith(LEAKY):
-            leaks.append(f"{bomb.where}: {now - seen}")
-        seen = now
+            scene = Scene(folder / f"{number}.json", guest, act.options)
     scene.close()
     print(f"figures: {name}: {kind.__name__} at {number - 1:,} places, {len(failures)} failures")
     assert failures == []
