@@ -341,19 +341,88 @@ def save_lock(lock: WriteLock, path: str, timeout_s: float | None) -> Iterator[N
         raise ReentrantError(_REENTRANT)
     if lock.savers:
         lock.check_may_wait()
-    file_lock = filelock.FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False)
+    holder = _Holder(path, timeout_s)
     try:
         lock.savers.add(thread)
-        try:
-            file_lock.acquire(poll_interval=_PAUSE_S_MAX)
-        except filelock.Timeout:
-            raise LockTimeoutError(path, timeout_s or 0, None) from None
+        holder.take()
         yield
     finally:
         try:
-            file_lock.release()
+            holder.let_go()
         except BaseException:
-            file_lock.release(force=True)
+            # If an interrupt came before it was let go of; twice does no harm.
+            holder.let_go()
             raise
         finally:
             lock.savers.discard(thread)
+
+
+class _Holder:
+    """Holds a FileLock in a thread of its own, where no signal handler can interrupt what filelock does.
+
+    For a filelock 4.3 that was interrupted keeps locks of its own for ever, and whoever saves or forks next waits for
+    them. What the saver itself calls are locks made in C, which are taken and let go of whole or not at all.
+    """
+
+    def __init__(self, path: str, timeout_s: float | None) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+        self._file_lock: filelock.BaseFileLock | None = None
+        self._error: BaseException | None = None
+        self._settled = threading.Lock()
+        self._wanted = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def take(self) -> None:
+        """Return when it is held; or raise why not."""
+        self._settled.acquire()
+        self._wanted.acquire()
+        thread = self._thread = threading.Thread(target=self._run, name="microdb-save-lock", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # There can be no more threads; as in a process that is at its end.
+            self._thread = None
+            self._try()
+        self._settled.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def let_go(self) -> None:
+        """Return when it is held no more."""
+        if self._wanted.locked():
+            self._wanted.release()
+        if self._thread is None:
+            self._release()
+        elif self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._try()
+        self._wanted.acquire()
+        self._release()
+
+    def _try(self) -> None:
+        try:
+            self._file_lock = self._acquired()
+        except BaseException as error:  # noqa: BLE001  # It is raised where it is waited for.
+            # Its frames refer to the FileLock, whose finalizer is filelock, too.
+            self._error = error.with_traceback(None)
+        finally:
+            self._settled.release()
+
+    def _acquired(self) -> filelock.BaseFileLock | None:
+        file_lock = filelock.FileLock(self._path, thread_local=False)
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while self._wanted.locked():
+            with contextlib.suppress(filelock.Timeout):
+                file_lock.acquire(blocking=False)
+                return file_lock
+            if deadline is not None and time.monotonic() >= deadline:
+                raise LockTimeoutError(self._path, self._timeout_s or 0, None)
+            time.sleep(_PAUSE_S_MAX)
+        return None
+
+    def _release(self) -> None:
+        file_lock, self._file_lock = self._file_lock, None
+        if file_lock is not None:
+            file_lock.release()

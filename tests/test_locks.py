@@ -617,20 +617,51 @@ def test_a_save_that_fails_lets_the_next_one_in(path):
         pass
 
 
-def test_an_interrupt_as_a_save_lets_go_leaves_the_save_lock_free_for_others_and_for_its_own_thread(path, monkeypatch):
+@pytest.mark.parametrize("step", ["take", "let_go"])
+def test_an_interrupt_of_a_save_leaves_the_save_lock_free_for_others_and_for_its_own_thread(path, monkeypatch, step):
     lock = WriteLock()
-    release = filelock.FileLock.release
+    sound = getattr(locks._Holder, step)
 
-    def interrupted(*_, **__):
-        monkeypatch.setattr(filelock.FileLock, "release", release)
+    def interrupted(holder):
+        monkeypatch.setattr(locks._Holder, step, sound)
+        if step == "take":
+            sound(holder)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(locks._Holder, step, interrupted)
     with pytest.raises(KeyboardInterrupt) as caught, save_lock(lock, path, None):
-        monkeypatch.setattr(filelock.FileLock, "release", interrupted)
+        pass
     for other in (WriteLock(), lock):
         with save_lock(other, path, 0):
             pass
     assert caught.tb, "it refers to all that it went through, so that nothing was let go of by being forgotten"
+
+
+def test_filelock_is_never_called_where_a_signal_handler_could_interrupt_it(path, monkeypatch):
+    """An interrupted filelock keeps locks of its own, for which the next save, or fork, waits for ever."""
+    callers = set()
+    for name in ("__init__", "acquire", "release"):
+        call = getattr(filelock.FileLock, name)
+
+        def noted(*args, _call=call, **kwargs):
+            callers.add(threading.current_thread())
+            return _call(*args, **kwargs)
+
+        monkeypatch.setattr(filelock.FileLock, name, noted)
+    with save_lock(WriteLock(), path, None), pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, 0):
+        pass
+    assert callers
+    assert threading.main_thread() not in callers
+
+
+def test_a_save_goes_on_where_no_more_threads_can_be_started(path, monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(2):
+        with save_lock(WriteLock(), path, 0), pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, SOON_S):
+            pass
 
 
 def test_a_save_lock_never_vanishes(path):

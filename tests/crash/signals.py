@@ -175,7 +175,9 @@ def be_kept_waiting(pipe, path):
 
 def wait_until_blocked(pid):
     """Until a process waits for a lock, or sleeps before it tries again."""
-    while not any(word in Path(f"/proc/{pid}/wchan").read_text() for word in ("flock", "lock_inode", "nanosleep")):
+    while not any(
+        word in Path(f"/proc/{pid}/wchan").read_text() for word in ("flock", "lock_inode", "futex", "nanosleep")
+    ):
         assert Path(f"/proc/{pid}/status").exists()
 
 
