@@ -9,6 +9,7 @@ A blocking flock is fair among processes (616 to 777 turns each of four); pollin
 then block; poll, with a pause that grows, only when a time-out was asked for.
 """
 
+import _thread
 import contextlib
 import os
 import threading
@@ -371,35 +372,42 @@ class _Holder:
         self._error: BaseException | None = None
         self._settled = threading.Lock()
         self._wanted = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._ended = threading.Lock()
+        self._pid = os.getpid()
+        self._is_threaded = self._is_inline = False
 
     def take(self) -> None:
         """Return when it is held; or raise why not."""
         self._settled.acquire()
         self._wanted.acquire()
-        thread = self._thread = threading.Thread(target=self._run, name="microdb-save-lock", daemon=True)
+        self._ended.acquire()
         try:
-            thread.start()
+            # Not a `threading.Thread`, which waits for its own beginning: an interrupt leaves that with a lock held.
+            self._is_threaded = _thread.start_new_thread(self._run, ()) is not None
         except RuntimeError:  # There can be no more threads; as in a process that is at its end.
-            self._thread = None
+            self._is_inline = True
             self._try()
         self._settled.acquire()
         if self._error is not None:
             raise self._error
 
     def let_go(self) -> None:
-        """Return when it is held no more."""
+        """Return when it is held no more. Does no harm twice."""
         if self._wanted.locked():
             self._wanted.release()
-        if self._thread is None:
+        if self._is_inline:
             self._release()
-        elif self._thread.is_alive():
-            self._thread.join()
+        elif self._is_threaded and self._pid == os.getpid():
+            with self._ended:
+                return
 
-    def _run(self) -> None:
-        self._try()
-        self._wanted.acquire()
-        self._release()
+    def _run(self) -> None:  # pragma: no cover  # No tracer is told of such a thread.
+        try:
+            self._try()
+            self._wanted.acquire()
+            self._release()
+        finally:
+            self._ended.release()
 
     def _try(self) -> None:
         try:

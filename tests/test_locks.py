@@ -639,29 +639,36 @@ def test_an_interrupt_of_a_save_leaves_the_save_lock_free_for_others_and_for_its
 
 def test_filelock_is_never_called_where_a_signal_handler_could_interrupt_it(path, monkeypatch):
     """An interrupted filelock keeps locks of its own, for which the next save, or fork, waits for ever."""
-    callers = set()
+    callers, main = set(), threading.get_ident()
     for name in ("__init__", "acquire", "release"):
         call = getattr(filelock.FileLock, name)
 
         def noted(*args, _call=call, **kwargs):
-            callers.add(threading.current_thread())
+            callers.add(threading.get_ident())
             return _call(*args, **kwargs)
 
         monkeypatch.setattr(filelock.FileLock, name, noted)
     with save_lock(WriteLock(), path, None), pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, 0):
         pass
     assert callers
-    assert threading.main_thread() not in callers
+    assert main not in callers
 
 
 def test_a_save_goes_on_where_no_more_threads_can_be_started(path, monkeypatch):
-    def start(_):
+    def start(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(locks._thread, "start_new_thread", start)
     for _ in range(2):
         with save_lock(WriteLock(), path, 0), pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, SOON_S):
             pass
+
+
+def test_a_save_lock_that_nobody_wants_any_more_is_not_taken(path):
+    """Whoever waited for it has been interrupted."""
+    assert locks._Holder(path, None)._acquired() is None
+    with save_lock(WriteLock(), path, 0):
+        pass
 
 
 def test_a_save_lock_never_vanishes(path):

@@ -44,19 +44,32 @@ _CALLS = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX"})
 
 @functools.cache
 def checkpoints(code):
-    """The offsets in a code object before which Python may have looked for signals.
+    """The offsets in a code object before which Python may have looked for signals, if it comes from those given.
 
-    A thread lock that is waited for, as a ``with`` begins, looks for them too.
+    A thread lock that is waited for, as a ``with`` begins, looks for them too, wherever it comes from. What is raised
+    as a call ends belongs to the call, for which other handlers may stand than for what follows: that a tracer cannot
+    show, and it is left out.
     """
-    instructions = list(dis.get_instructions(code))
-    followers = [
-        following.offset
-        for instruction, following in itertools.pairwise(instructions)
-        if instruction.opname in _CALLS or instruction.opname == "RESUME"
-    ]
-    targets = [one.argval for one in instructions if one.opname.startswith("JUMP_BACKWARD")]
-    waits = [one.offset for one in instructions if one.opname == "BEFORE_WITH"]
-    return frozenset(followers + targets + waits)
+    bytecode = dis.Bytecode(code)
+    instructions = list(bytecode)
+    found = {}
+    for instruction, following in itertools.pairwise(instructions):
+        handlers = [_handler(bytecode.exception_entries, one.offset) for one in (instruction, following)]
+        if instruction.opname in _CALLS and handlers[0] == handlers[1]:
+            found.setdefault(following.offset, set()).add(instruction.offset)
+        if instruction.opname.startswith("JUMP_BACKWARD"):
+            found.setdefault(instruction.argval, set()).add(instruction.offset)
+        if instruction.opname == "RESUME":
+            found[following.offset] = _ANYWHERE
+    return found | {one.offset: _ANYWHERE for one in instructions if one.opname == "BEFORE_WITH"}
+
+
+_ANYWHERE = range(1 << 32)
+
+
+def _handler(entries, offset):
+    """Where Python goes on with what is raised at an offset; None if it leaves the function."""
+    return next((entry.target for entry in reversed(entries) if entry.start <= offset < entry.end), None)
 
 
 @functools.cache
@@ -73,7 +86,7 @@ def line_starts(code):
         leaves_with = all((one.opname, one.argval) == ("LOAD_CONST", None) for one in following)
         if instruction.opname not in ("NOP", "RESUME") and not leaves_with:
             found.add(instruction.offset)
-    return frozenset(found)
+    return dict.fromkeys(found, _ANYWHERE)
 
 
 class Bomb:
@@ -93,6 +106,7 @@ class Bomb:
         self._event = "line" if lines else "opcode"
         self._places = line_starts if lines else checkpoints
         self._returned_to = None
+        self._last = {}
 
     def run(self, body):
         """What `body()` raised; None if it returned."""
@@ -112,14 +126,16 @@ class Bomb:
         return self._trace
 
     def _trace(self, frame, event, _):
-        if event == "return" and is_called_inline(frame):
-            self._returned_to = id(frame.f_back)
-            return self._trace
+        if event == "return":
+            self._last.pop(id(frame), None)
+            if is_called_inline(frame):
+                self._returned_to = id(frame.f_back)
         if event != self._event:
             return self._trace
         # Python looks as it enters a function of its own, and not again as it comes back.
         is_back, self._returned_to = self._returned_to == id(frame), None
-        if frame.f_lasti in self._places(frame.f_code) and not (event == "opcode" and is_back):
+        comes_from, self._last[id(frame)] = self._last.get(id(frame), 0), frame.f_lasti
+        if comes_from in self._places(frame.f_code).get(frame.f_lasti, ()) and not (event == "opcode" and is_back):
             self.met += 1
             if self.met == self.number:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_qualname}"
