@@ -18,9 +18,10 @@ always an object and its keys are always names: only values have tags.
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, compress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, compress, islice
 from math import isfinite
+from operator import length_hint
 from types import MappingProxyType, NoneType
 from typing import Any, Final
 
@@ -152,29 +153,14 @@ TO_TAG: Final[Mapping[type, Callable[[Any], Any]]] = MappingProxyType(
 
 
 def _decoded_record(plain: Record, decoded_name: Callable[[str], str]) -> Record:
+    items = iter(plain.items())
     try:
         record = {
-            decoded_name(name): value if type(value) in LEAVES else _decoded(value, DEPTH_MAX)
-            for name, value in plain.items()
+            decoded_name(name): value if type(value) in LEAVES else _decoded(value, DEPTH_MAX) for name, value in items
         }
     except RecordError as error:
-        raise RecordError(_place(plain.items(), "record", DEPTH_MAX), error.reason) from error.__cause__
+        raise RecordError("record" + _place(error, plain, items), error.reason) from error.__cause__
     return record if FLAT.issuperset(map(type, record.values())) else Nested(record)
-
-
-def _place(items: Iterable[tuple[Any, Any]], path: str, depth: int) -> str:
-    """The path of the first innermost value that is refused on its own. Looked for late: a path costs time to build."""
-    for step, value in items:
-        try:
-            _decoded(value, depth)
-        except RecordError:
-            inner = f"{path}[{step!r:.60}]"
-            return _place(_items(value), inner, depth - (_tag(value) is None)) if depth else inner
-    return path
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    return value.items() if type(value) is dict else enumerate(value)
 
 
 def _decoded(value: Any, depth: int) -> Any:
@@ -185,9 +171,35 @@ def _decoded(value: Any, depth: int) -> Any:
     if (tag := _tag(value)) is not None:
         return _decoded_tag(tag, value[tag], depth)
     _check_depth(depth)
-    if kind is dict:
-        return {_decoded_name(name): _decoded(item, depth - 1) for name, item in value.items()}
-    return value if LEAVES.issuperset(map(type, value)) else [_decoded(item, depth - 1) for item in value]
+    if kind is list:
+        return value if LEAVES.issuperset(map(type, value)) else _decoded_list(value, depth - 1)
+    items = iter(value.items())
+    try:
+        return {_decoded_name(name): _decoded(item, depth - 1) for name, item in items}
+    except RecordError as error:
+        raise RecordError(_place(error, value, items), error.reason) from error.__cause__
+
+
+def _decoded_list(values: list[Any], depth: int) -> list[Any]:
+    items = iter(values)
+    try:
+        return [_decoded(value, depth) for value in items]
+    except RecordError as error:
+        raise RecordError(_place(error, values, items), error.reason) from error.__cause__
+
+
+def _place(error: RecordError, container: Collection[Any], items: Iterator[Any]) -> str:
+    """Where something is wrong as seen from a container, of which it is what an iterator gave last, or in that."""
+    if isinstance(error, _NameError):
+        return ""
+    step: Any = len(container) - length_hint(items) - 1
+    if type(container) is dict:
+        step = next(islice(container, step, None))
+    return f"[{step!r:.60}]{error.field}"
+
+
+class _NameError(RecordError):
+    """It is not the value that is wrong."""
 
 
 def _tag(value: Any) -> str | None:
@@ -202,7 +214,8 @@ def _decoded_name(name: str) -> str:
     if not name.startswith("$"):
         return name
     if not name.startswith("$$"):
-        raise _refused(f"the name {name!r:.60} begins with one $, which marks a type; write {'$' + name!r:.60}")
+        reason = f"the name {name!r:.60} begins with one $, which marks a type; write {'$' + name!r:.60}"
+        raise _NameError("", reason)
     return name[1:]
 
 
@@ -212,12 +225,21 @@ def _decoded_tag(tag: str, plain: Any, depth: int) -> Any:
             _check_depth(depth)
             return FROM_CONTAINER_TAG[tag](_checked_list(plain), depth - 1)
         if tag in FROM_TAG:
-            return FROM_TAG[tag](_decoded(plain, FORM_DEPTH))
-    except RecordError:
-        raise
+            return FROM_TAG[tag](_content(plain))
+    except RecordError as error:
+        if not error.field:
+            raise
+        raise RecordError(f"[{tag!r}]{error.field}", error.reason) from error.__cause__
     except NOT_PLAIN as error:
         raise _refused(f"{plain!r:.60} is no content of {tag}: {error}") from error
     raise _refused(f"unknown type {tag!r:.60}; if it is a name, write {'$' + tag!r:.60}")
+
+
+def _content(plain: Any) -> Any:
+    """The plain value of a form that is no container: nothing in it is nested, but for a nan in a list."""
+    if type(plain) is not list:
+        return plain
+    return [_float(item["$float"]) if _tag(item) == "$float" else item for item in plain]
 
 
 def _check_depth(depth: int) -> None:
@@ -232,16 +254,16 @@ def _checked_list(plain: Any) -> list[Any]:
 
 
 def _refused(reason: str) -> RecordError:
-    """An error whose place `_decoded_record` finds."""
+    """An error whose place is put in front on its way out."""
     return RecordError("", reason)
 
 
 def _tuple(items: list[Any], depth: int) -> tuple[Any, ...]:
-    return tuple([_decoded(item, depth) for item in items])
+    return tuple(_decoded_list(items, depth))
 
 
 def _set(items: list[Any], depth: int) -> set[Any]:
-    members = {_decoded(item, depth) for item in items}
+    members = set(_decoded_list(items, depth))
     if len(members) < len(items):
         raise ValueError("a member stands in it twice")
     return members
@@ -252,15 +274,19 @@ def _frozenset(items: list[Any], depth: int) -> frozenset[Any]:
 
 
 def _dict(items: list[Any], depth: int) -> dict[Any, Any]:
-    pairs = dict(_pair(item, depth) for item in items)
+    pairs = dict(_pair(item, f"[{number}]", depth) for number, item in enumerate(items))
     if len(pairs) < len(items):
         raise ValueError("a key stands in it twice")
     return pairs
 
 
-def _pair(item: Any, depth: int) -> tuple[Any, Any]:
-    key, value = _checked_list(item)
-    return _decoded(key, depth), _decoded(value, depth)
+def _pair(item: Any, step: str, depth: int) -> tuple[Any, Any]:
+    _key, _value = _checked_list(item)
+    try:
+        key, value = _decoded_list(item, depth)
+    except RecordError as error:
+        raise RecordError(step + error.field, error.reason) from error.__cause__
+    return key, value
 
 
 def _float(plain: Any) -> float:
@@ -282,6 +308,3 @@ FROM_TAG: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
     {f"${form.name}": form.from_plain for form in FORMS if f"${form.name}" not in FROM_CONTAINER_TAG}
     | {"$float": _float, "$bytes": _bytes}
 )
-
-FORM_DEPTH: Final = 1
-"""How deep the portable form of a type that is no container may nest: the list of the two floats of a complex."""
