@@ -344,18 +344,18 @@ def save_lock(lock: WriteLock, path: str, timeout_s: float | None) -> Iterator[N
         lock.check_may_wait()
     holder = _Holder(path, timeout_s)
     try:
-        lock.savers.add(thread)
-        holder.take()
-        yield
-    finally:
         try:
-            holder.let_go()
-        except BaseException:
-            # If an interrupt came before it was let go of; twice does no harm.
-            holder.let_go()
-            raise
+            lock.savers.add(thread)
+            holder.take()
+            yield
         finally:
+            holder.let_go()
             lock.savers.discard(thread)
+    except BaseException:
+        # An interrupt may have come within that; twice does no harm.
+        holder.let_go()
+        lock.savers.discard(thread)
+        raise
 
 
 class _Holder:

@@ -462,7 +462,7 @@ def go_off(scene, act, bomb):
     if caught is not None and caught is not bomb.error:
         raise caught
     assert (caught is not None) == (bomb.where is not None and not was_swallowed), "the exception was lost"
-    drop_traceback(caught)
+    drop_traceback(bomb.error)
     check_and_repeat(scene, act, states if bomb.where else states[-1:])
     return bomb.where is not None
 
@@ -478,8 +478,7 @@ def check_and_repeat(scene, act, states):
 
 def drop_traceback(error):
     """As if the handler of the exception had ended: what its frames hold goes."""
-    if error is not None:
-        error.__traceback__ = error.__context__ = None
+    error.__traceback__ = error.__context__ = None
 
 
 def check(scene, states):

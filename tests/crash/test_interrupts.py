@@ -19,7 +19,8 @@ B = {"id": "b", "n": 2}
 
 LEAKY = (
     *("File.__del__", "File.close", "File.__init__", "Files.open", "Files.create", "Files.sync_folder"),
-    "_GeneratorContextManager.__exit__",  # There a tracer that raises makes Python 3.11 itself lose the frame.
+    # A tracer that raises as another exception is being handled makes Python 3.11 itself lose the frame.
+    *("_GeneratorContextManager.__exit__", "is_alone"),
 )
 """Where one descriptor is lost if an exception comes right there: Python can make no integer and its owner at once, nor
 is it made to end a finalizer that was interrupted. No lock is lost with it: they are taken later, and let go before."""
