@@ -478,7 +478,8 @@ def check_and_repeat(scene, act, states):
 
 def drop_traceback(error):
     """As if the handler of the exception had ended: what its frames hold goes."""
-    error.__traceback__ = error.__context__ = None
+    if error is not None:
+        error.__traceback__ = error.__context__ = None
 
 
 def check(scene, states):
