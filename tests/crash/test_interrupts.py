@@ -137,6 +137,12 @@ def test_writes_and_saves_with_little_more_memory_than_there_is_are_made_or_rais
 
 
 def _grow(path, margins):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_ARENA_MAX", "1")  # Else what one thread cannot have may be found in what another reserved.
+        return _grown(path, margins)
+
+
+def _grown(path, margins):
     with spawned((grow, str(path), margins)) as ((pipe,), _):
         while isinstance(margin := pipe.recv(), int):
             with microdb.MicroDB(path, ["id"], timeout=5) as mdb:
