@@ -5,10 +5,13 @@
     python tests/mutation/run.py --sample 300         so many of them, chosen by --seed
     python tests/mutation/run.py --list               what would be done
 
-The mutants are made by Cosmic Ray (the operators in OPERATORS, of which one replacement each is taken: the others are
-nearly the same) and by one operator of our own, which leaves out a statement. What they are made in is a copy of the
-tree, a copy for each process; children that a test starts import the copy as well, by PYTHONPATH. Each is met by the
-test files that stand for its module in TESTS, in that order, up to the first failure.
+The mutants are made by Cosmic Ray (the operators in `breaking.OPERATORS`, of which one replacement each is taken: the
+others are nearly the same) and by one operator of our own, which leaves out a statement. What they are made in is a
+copy of the tree, a copy for each process; children that a test starts import the copy as well, by PYTHONPATH.
+
+Each is met by the tests in the files that stand for its module in TESTS, up to the first failure. The tests are first
+run once under coverage, to learn which of them run which lines in their own process. A mutant then meets those that
+run its lines, quickest first, and only if all of these pass the others. Examples of Hypothesis are the same each time.
 
 A mutant that all tests pass is a survivor. Either there is a test to be written, or equivalent.toml says why nobody can
 tell the difference. The score is the part of all mutants that is killed or so explained. The exit code is 1 if that is
@@ -16,33 +19,17 @@ below --fail-under in any module.
 """
 
 import argparse
-import ast
-import concurrent.futures
-import contextlib
-import difflib
 import json
 import os
-import queue
 import random
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.operators.operator import Operator
-from cosmic_ray.plugins import get_operator
-from parso.python.tree import Keyword
-
-ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("microdb", "tests", "pyproject.toml")
+from breaking import MICRODB, mutants_at, places_of
+from workers import Workers
 
 TESTS = {
     "commits": ("test_commits", "test_transactions", "test_save"),
@@ -60,78 +47,13 @@ TESTS = {
     "wal/writer": ("test_reader", "test_format", "test_recovery"),
 }
 
-OPERATORS = (
-    *("ReplaceComparisonOperator_Eq_NotEq", "ReplaceComparisonOperator_NotEq_Eq"),
-    *("ReplaceComparisonOperator_Lt_LtE", "ReplaceComparisonOperator_Lt_GtE"),
-    *("ReplaceComparisonOperator_LtE_Lt", "ReplaceComparisonOperator_LtE_Gt"),
-    *("ReplaceComparisonOperator_Gt_GtE", "ReplaceComparisonOperator_Gt_LtE"),
-    *("ReplaceComparisonOperator_GtE_Gt", "ReplaceComparisonOperator_GtE_Lt"),
-    *("ReplaceComparisonOperator_Is_IsNot", "ReplaceComparisonOperator_IsNot_Is"),
-    *("ReplaceBinaryOperator_Add_Sub", "ReplaceBinaryOperator_Sub_Add"),
-    *("ReplaceBinaryOperator_Mul_FloorDiv", "ReplaceBinaryOperator_FloorDiv_Mul"),
-    *("ReplaceBinaryOperator_Mod_FloorDiv",),
-    *("ReplaceBinaryOperator_LShift_RShift", "ReplaceBinaryOperator_RShift_LShift"),
-    *("ReplaceBinaryOperator_BitAnd_BitOr", "ReplaceBinaryOperator_BitOr_BitAnd"),
-    *("ReplaceUnaryOperator_Delete_Not", "ReplaceUnaryOperator_Delete_Invert", "ReplaceUnaryOperator_Delete_USub"),
-    *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
-    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"),
-    *("ExceptionReplacer", "NumberReplacer", "RemoveDecorator"),
-)
-
 KILLED, SURVIVED, TIMED_OUT, EXPLAINED = "killed", "survived", "timed out", "explained"
-
-
-class LeaveOut(Operator):
-    """Puts ``pass`` in the place of a statement: a store, a call, a ``raise``, a ``return``."""
-
-    def mutation_positions(self, node):
-        """Where."""
-        if node.type == "simple_stmt" and not _is_left_alone(node.children[0]):
-            yield node.children[0].start_pos, node.children[0].end_pos
-
-    def mutate(self, node, index):
-        """The node without it."""
-        first = node.get_first_leaf()
-        node.children[0] = Keyword("pass", first.start_pos, first.prefix)
-        return node
-
-    @classmethod
-    def examples(cls):
-        """None."""
-        return ()
-
-
-def _is_left_alone(statement):
-    """A docstring, an import, and what does nothing anyway."""
-    text = statement.get_code().strip()
-    return statement.type in ("string", "strings", "import_name", "import_from") or text in ("pass", "...")
-
-
-class Mutant(NamedTuple):
-    """One way to break one module: what stands there, and what is put in its place.
-
-    Attributes:
-        module: As in TESTS.
-        within: The function or class around it.
-        old: The lines that it changes, as one.
-        new: What it makes of them.
-        code: The whole module with it.
-        line: Where it is.
-    """
-
-    module: str
-    within: str
-    old: str
-    new: str
-    code: str
-    line: int
-
-    def __str__(self):
-        return f"{self.module}:{self.line} {self.within}: {self.old}  ->  {self.new}"
+_OUTCOMES = {"passed": SURVIVED, "failed": KILLED, "timed out": TIMED_OUT}
 
 
 def main():
     options = _options()
+    _check_all_named()
     places = [place for module in options.modules or TESTS for place in places_of(module)]
     if options.sample:
         places = random.Random(options.seed).sample(places, min(options.sample, len(places)))
@@ -142,7 +64,10 @@ def main():
         print(Counter(mutant.module for mutant in mutants), len(mutants))
         return 0
     begin = time.monotonic()
-    results = judge(mutants, options)
+    explanations = tomllib.loads((Path(__file__).parent / "equivalent.toml").read_text())["mutant"]
+    results = judge(mutants, explanations, options)
+    if not options.sample:
+        tell_of_idle(explanations, mutants, results)
     code = report(mutants, results, options.fail_under)
     print(f"figures: {len(mutants)} mutants in {(time.monotonic() - begin) / 60:.0f} minutes, seed {options.seed}")
     return code
@@ -154,196 +79,92 @@ def _options():
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many at once (default: all cores)")
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants")
     parser.add_argument("--seed", type=int, default=1, help="chooses them (default: 1)")
-    parser.add_argument("--limit", type=float, metavar="S", help="how long the tests may take (default: as measured)")
     parser.add_argument("--fail-under", type=float, default=90, help="the score to reach, in percent (default: 90)")
     parser.add_argument("--log", type=Path, help="note each outcome here, and leave out what is noted already")
+    parser.add_argument("--again", action="store_true", help="with --log: but not the survivors")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     return parser.parse_args()
 
 
-# Making mutants.
-
-
-class Place(NamedTuple):
-    """Where a module can be broken, and how.
-
-    Attributes:
-        module: As in TESTS.
-        operator: What breaks it.
-        occurrence: At which of the places that suit the operator.
-        start: Line and column.
-    """
-
-    module: str
-    operator: Operator
-    occurrence: int
-    start: tuple[int, int]
-
-
-def places_of(module):
-    """All places of a module, but those in annotations, which nothing reads."""
-    source = _source(module)
-    annotated = _annotations(source)
-    nodes = list(ast_nodes(get_ast(source)))
-    for operator in (*(get_operator(f"core/{name}")() for name in OPERATORS), LeaveOut()):
-        starts = [start for node in nodes for start, _ in operator.mutation_positions(node)]
-        for occurrence, start in enumerate(starts):
-            if not any(begin <= start < end for begin, end in annotated):
-                yield Place(module, operator, occurrence, start)
-
-
-def mutants_at(places):
-    """The mutants at these places, but what is no Python, and what another operator makes too."""
-    seen = set()
-    for place in places:
-        source = _source(place.module)
-        code = mutate_code(source, place.operator, place.occurrence)
-        if _is_python(code) and (place.module, code) not in seen:
-            seen.add((place.module, code))
-            old, new = _changed(source, code)
-            yield Mutant(place.module, _around(get_ast(source), place.start), old, new, code, place.start[0])
-
-
-def _source(module):
-    return (ROOT / "microdb" / f"{module}.py").read_text()
-
-
-def _annotations(source):
-    """From where to where each annotation goes, and what is only for those who import everything."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "Payload", "Recover", "Encode"):
-            parts.append(node)
-        found += [((p.lineno, p.col_offset), (p.end_lineno, p.end_col_offset)) for p in parts if p is not None]
-    return found
-
-
-def _is_python(code):
-    try:
-        ast.parse(code)
-    except SyntaxError:
-        return False
-    return True
-
-
-def _changed(source, code):
-    lines = list(difflib.unified_diff(source.split("\n"), code.split("\n"), lineterm="", n=0))[2:]
-    return tuple(" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
-
-
-def _around(tree, place):
-    """The functions and classes around a place, outermost first."""
-    node, names = tree.get_leaf_for_position(place), []
-    while node is not None:
-        if node.type in ("funcdef", "classdef"):
-            names.append(node.name.value)
-        node = node.parent
-    return ".".join(reversed(names)) or "module"
+def _check_all_named():
+    """Whoever splits a module is to say which tests stand for its parts."""
+    modules = {f"wal/{file.stem}" for file in (MICRODB / "wal").glob("[!_]*.py")}
+    if modules - TESTS.keys():
+        raise SystemExit(f"TESTS names no tests for {', '.join(sorted(modules - TESTS.keys()))}")
 
 
 # Judging them.
 
 
-def judge(mutants, options):
+def judge(mutants, explanations, options):
     """What became of each mutant."""
-    known, log = {}, options.log
-    if log is not None and log.exists():
-        known = {tuple(key): outcome for *key, outcome in map(json.loads, log.read_text().splitlines())}
-    explanations = tomllib.loads((Path(__file__).parent / "equivalent.toml").read_text())["mutant"]
-    with tempfile.TemporaryDirectory(prefix="microdb-mutation-") as folder, contextlib.ExitStack() as stack:
-        trees = queue.SimpleQueue()
-        for number in range(options.processes):
-            trees.put(_copied(Path(folder, str(number))))
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(options.processes))
-        modules = sorted({mutant.module for mutant in mutants})
-        limits = dict.fromkeys(modules, options.limit)
-        if options.limit is None:
-            limits = dict(zip(modules, pool.map(lambda module: _limit(module, trees), modules), strict=True))
+    log = _Log(options.log, again=options.again)
+    with Workers(options.processes) as workers:
+        todo = [mutant for mutant in mutants if log.outcome(mutant) is None]
+        files = sorted({file for mutant in todo for file in _files(mutant.module)})
+        begin = time.monotonic()
+        reach = workers.reach(files)
+        print(f"{len(reach.durations)} tests: {time.monotonic() - begin:.0f} s", flush=True)
 
-        def judged(mutant):
-            key = (mutant.module, mutant.within, mutant.old, mutant.new, mutant.line)
-            outcome = known.get(key)
-            if outcome is None or (outcome == SURVIVED and os.environ.get("MUTATION_AGAIN")):
-                outcome = _tested(mutant, trees, limits[mutant.module])
-                if log is not None:
-                    with log.open("a") as file:
-                        file.write(json.dumps([*key, outcome]) + "\n")
-            if outcome == SURVIVED and any(_explains(one, mutant) for one in explanations):
+        def judged(worker, mutant):
+            is_explained = any(_explains(one, mutant) for one in explanations)
+            outcome = log.outcome(mutant)
+            if outcome is None:
+                requests = reach.requests(mutant.module, mutant.lines, _files(mutant.module))
+                # Of those that are explained nobody needs to be told that they survive all tests.
+                answer = worker.run_with(mutant.module, mutant.code, requests[:1] if is_explained else requests)
+                outcome = _OUTCOMES[answer.outcome]
+                log.note(mutant, outcome, answer.by)
+            if outcome == SURVIVED and is_explained:
                 outcome = EXPLAINED
             if outcome != KILLED:
                 print(f"{outcome}: {mutant}", flush=True)
             return outcome
 
-        return dict(zip(mutants, pool.map(judged, mutants), strict=True))
+        return dict(zip(mutants, workers.map(judged, mutants), strict=True))
 
 
-def _copied(tree):
-    tree.mkdir()
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, tree / name)
-    return tree
-
-
-def _limit(module, trees):
-    """How long the tests of a module may take. They must pass while nothing is broken."""
-    tree = trees.get()
-    begin = time.monotonic()
-    code = _run_tests(tree, module, 600)
-    duration_s = time.monotonic() - begin
-    trees.put(tree)
-    if code != 0:
-        raise SystemExit(f"the tests of {module} fail without a mutant, with {code}")
-    print(f"{module}: its tests take {duration_s:.0f} s", flush=True)
-    return 30 + 4 * duration_s
-
-
-def _tested(mutant, trees, limit_s):
-    tree = trees.get()
-    path = tree / "microdb" / f"{mutant.module}.py"
-    sound = path.read_text()
-    try:
-        path.write_text(mutant.code)
-        code = _run_tests(tree, mutant.module, limit_s)
-    finally:
-        path.write_text(sound)
-        trees.put(tree)
-    return TIMED_OUT if code is None else SURVIVED if code == 0 else KILLED
-
-
-def _run_tests(tree, module, limit_s):
-    """The exit code of the tests; None if they did not end in time. All processes that they started are gone."""
-    files = [name for name in (f"tests/{file}.py" for file in TESTS[module]) if (tree / name).exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "60", *files]
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _files(module):
+    return [f"tests/{name}.py" for name in TESTS[module]]
 
 
 def _explains(explanation, mutant):
     return all(explanation[name] == getattr(mutant, name) for name in ("module", "within", "old", "new"))
 
 
+class _Log:
+    """What became of mutants in this run and in earlier ones, in a file, if there is one."""
+
+    def __init__(self, path, *, again):
+        self._path = path
+        self._outcomes = {}
+        if path is not None and path.exists():
+            for *key, outcome, _ in map(json.loads, path.read_text().splitlines()):
+                self._outcomes[tuple(key)] = None if again and outcome == SURVIVED else outcome
+
+    def outcome(self, mutant):
+        return self._outcomes.get(self._key(mutant))
+
+    def note(self, mutant, outcome, by):
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps([*self._key(mutant), outcome, by]) + "\n")
+
+    def _key(self, mutant):
+        return (mutant.module, mutant.within, mutant.old, mutant.new, mutant.line)
+
+
 # Telling.
+
+
+def tell_of_idle(explanations, mutants, results):
+    """Print which explanations of these modules explain no survivor."""
+    modules = {mutant.module for mutant in mutants}
+    for one in explanations:
+        outcomes = {results[mutant] for mutant in mutants if _explains(one, mutant)}
+        if one["module"] in modules and EXPLAINED not in outcomes:
+            what = ", ".join(outcomes) or "not there"
+            print(f"explained, but {what}: {one['module']} {one['within']}: {one['new']}")
 
 
 def report(mutants, results, fail_under):
