@@ -113,6 +113,18 @@ def test_what_is_decoded_is_ready_to_be_stored():
     assert kinds == [dict, Nested, Nested] == [type(stored({"a": value})) for value in (1, [1], (1,))]
 
 
+@pytest.mark.parametrize("value", [{1: "x"}, {None: [{b"x": 2}]}, ({1: "x"},)], ids=repr)
+def test_a_dict_whose_keys_are_no_str_comes_back(value):
+    [(_, record)] = decode(join([encode_upsert({"a": value})]), KEYS)
+    assert same(record["a"], value)
+
+
+@pytest.mark.parametrize("payload", [b"\x80", b"\xa0", b"\xc4\0"], ids=["map", "str", "bytes"])
+def test_what_is_no_array_is_no_payload_even_if_nothing_is_in_it(payload):
+    with pytest.raises(CodecError, match="expected an array"):
+        decode(payload, KEYS)
+
+
 def test_a_payload_may_be_a_view():
     assert decode(memoryview(join([encode_clear()])), KEYS) == [(None, None)]
 

@@ -100,6 +100,14 @@ def test_one_that_withdraws_as_it_is_about_to_be_taken_is_left_out(queue, commit
     assert queue.take_all(commit) == [commit]
 
 
+def test_two_batches_that_say_the_same_are_two_batches(queue):
+    first, second = other(), other()
+    for each in (first, second):
+        queue.enter(each, ScriptedLock((lambda: None, None)), None)
+    group = queue.take_all(second)
+    assert [one is wanted for one, wanted in zip(group, (second, first), strict=True)] == [True, True]
+
+
 def test_leaving_twice_does_no_harm_and_leaves_alone_what_others_hold(queue, commit):
     lock = WriteLock()
     level = lock.level()

@@ -114,6 +114,16 @@ def test_the_largest_payload_fits_the_length_field_and_the_log():
     assert layout.PAYLOAD_BYTES_MAX + layout.FRAME_BYTES_MIN < layout.OFFSET_MAX
 
 
+def test_the_largest_place_in_the_logs_fills_the_word_that_publishes_it():
+    assert layout.head_of(layout.GENERATION_MAX, layout.OFFSET_MAX) == (1 << 64) - 1
+
+
+def test_what_an_older_microdb_refuses_is_never_written():
+    """The limits are part of the format: to raise one takes a new version."""
+    limits = (layout.KEYS_BYTES_MAX, layout.PAYLOAD_BYTES_MAX, layout.SEQUENCE_MAX, layout.FLAGS_KNOWN)
+    assert limits == (65_536, 268_435_456, 9_223_372_036_854_775_807, 1)
+
+
 def words_of_the_page():
     """The table of `wal.header`: the words of each field."""
     rows = re.findall(r"^    (\d+)(?:-(\d+))? +(\w+)", header.__doc__, re.MULTILINE)

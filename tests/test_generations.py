@@ -11,7 +11,7 @@ from microdb.errors import StorageError
 from microdb.files import OS
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
-from microdb.wal.format import NO_SNAPSHOT, Position
+from microdb.wal.format import GENERATION_MAX, NO_SNAPSHOT, Position
 from microdb.wal.generations import HISTORY_BYTES, HISTORY_LOGS, Generations
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import create_log
@@ -69,11 +69,11 @@ def names(paths):
 
 
 def test_the_numbers_are_those_of_one_kind_in_their_order(generations, add, paths):
-    for generation, history in ((3, False), (20, False), (1, True), (2, True)):
+    for generation, history in ((3, False), (GENERATION_MAX, False), (1, True), (2, True)):
         add(generation, 0, history=history)
-    for name in ("header", "x.log", "1.log", "0000000004.log.tmp"):
+    for name in ("header", "x.log", "1.log", "0000000004.log.tmp", f"{GENERATION_MAX + 1:010}.log"):
         OS.create(os.path.join(paths.folder, name))
-    assert generations.numbers("log") == [3, 20]
+    assert generations.numbers("log") == [3, GENERATION_MAX]
     assert generations.numbers("history") == [1, 2]
 
 
@@ -149,6 +149,23 @@ def test_a_reader_goes_through_logs_that_join_and_overlap_and_sees_each_batch_on
     assert read(generations, end, last) == [b"5", b"6", b"7"]
     assert read(generations, middle, last) == [b"3", b"4", b"5", b"6", b"7"]
     assert generations.last.header.generation == 3
+
+
+def test_a_reader_opens_each_log_once(make, add, faulty):
+    generations = make()
+    start, _ = add(1, 0, b"1", history=True)
+    add(2, 1, b"2", history=True)
+    _, last = add(3, 2, b"3")
+    read(generations, start, last)
+    opened = [name for call, name in faulty.calls if call == "open" and name.endswith("history")]
+    assert opened == ["0000000002.history", "0000000001.history"]
+
+
+def test_a_reader_that_has_read_its_log_to_the_end_does_not_need_it_any_more(generations, add, paths):
+    _, end = add(1, 0, b"1", history=True)
+    _, last = add(2, 1, b"2")
+    os.unlink(paths.history(1))
+    assert read(generations, end, last) == [b"2"]
 
 
 def test_a_reader_whose_next_log_is_not_kept_has_to_begin_anew(generations, add):
@@ -244,5 +261,5 @@ def test_what_another_has_thrown_away_does_not_count_as_kept(make, add, paths, f
         add(generation, 0, history=True)
     size = os.path.getsize(paths.history(1))
     faulty.on["identity"] = only("0000000003.history", lambda _: os.unlink(paths.history(3)))
-    make(history_bytes=2 * size - 1).retire(3)
+    make(history_bytes=size).retire(3)
     assert names(paths) == ["0000000002.history"]

@@ -28,6 +28,28 @@ def mdb(request, open_db):
     return mdb
 
 
+def test_an_interrupt_in_the_middle_of_a_batch_does_not_empty_the_table(mdb, monkeypatch):
+    monkeypatch.setattr(handle, "apply", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(B)
+    monkeypatch.undo()
+    mdb.upsert({"id": "c"})
+    assert mdb["a",] == A
+
+
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_refused(mdb):
+    append = mdb._log.append
+
+    def interrupted(*args, **options):
+        with pytest.raises(microdb.ReentrantError, match="let it return first"):
+            mdb.upsert({"id": "c"})
+        return append(*args, **options)
+
+    mdb._log.append = interrupted
+    mdb.upsert(B)
+    assert list(mdb.all()) == [A, B]
+
+
 # Closing while others are on their way.
 
 

@@ -146,8 +146,8 @@ def test_a_save_that_fails_changes_nothing(open_db, path, faulty, call, name):
     faulty.on.clear()
     assert path.read_bytes() == before
     assert mdb.stats().generation == 2
+    assert listing(path) == ["0000000001.history", "0000000002.log", "header", "lock", "save.lock"]
     assert list(mdb) == list(other) == [("a",), ("b",)]
-    assert not [left for left in listing(path) if left.endswith(".tmp")]
     other.upsert({"id": "c"})
     mdb.upsert({"id": "d"})
     mdb.save()
@@ -186,7 +186,32 @@ def test_after_the_last_fsync_of_a_save_failed_the_next_write_saves_again(open_d
     generation = mdb.stats().generation
     mdb.upsert(B)
     assert mdb.stats().generation > generation
+    assert mdb.stats().repairs == 0, "nobody has died"
     assert list(open_db()) == [("a",), ("b",)]
+
+
+def test_a_signal_handler_that_writes_as_a_save_puts_its_files_in_place_is_refused(open_db, faulty):
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    refused = []
+
+    def handler(_):
+        with pytest.raises(microdb.ReentrantError):
+            mdb.upsert(B)
+        refused.append(1)
+
+    faulty.on["rename"] = only("mdb.json", handler)
+    mdb.save()
+    assert (refused, list(mdb), list(open_db())) == ([1], [("a",)], [("a",)])
+
+
+def test_after_a_save_inside_a_lock_one_may_write_on(open_db):
+    mdb = open_db()
+    with mdb.lock():
+        mdb.upsert(A)
+        mdb.save()
+        mdb.upsert(B)
+    assert list(mdb) == list(open_db()) == [("a",), ("b",)]
 
 
 def test_a_failed_fsync_of_a_write_poisons_the_generation_until_a_save(open_db, faulty):

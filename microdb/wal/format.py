@@ -111,9 +111,9 @@ class LogHeader(NamedTuple):
     base_sequence: int
     snapshot_hash: bytes
     partition_keys: tuple[str, ...]
-    after_failure: bool = False
-    end: int = 0
-    crc: int = 0
+    after_failure: bool
+    end: int
+    crc: int
 
     @property
     def start(self) -> "Position":

@@ -15,8 +15,7 @@ Payload = bytes | memoryview
 class GoneError(Exception):
     """The log no longer leads on from this position, at this generation. Begin anew with `Log.load`."""
 
-    def __init__(self, generation: int = 0) -> None:
-        super().__init__(generation)
+    def __init__(self, generation: int) -> None:
         self.generation = generation
 
 

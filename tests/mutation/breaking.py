@@ -134,6 +134,8 @@ def _annotations(source):
     found = []
     for node in ast.walk(ast.parse(source)):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Protocol" for base in node.bases):
+            parts += [one for one in node.body if isinstance(one, ast.AnnAssign)]
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "Payload", "Recover", "Encode"):
             parts.append(node)
         found += [((p.lineno, p.col_offset), (p.end_lineno, p.end_col_offset)) for p in parts if p is not None]

@@ -41,8 +41,16 @@ TESTS = {
     "wal/generations": ("test_generations", "test_save", "test_file_log"),
     "wal/header": ("test_header", "test_format", "test_recovery", "test_file_log", "test_bad_files"),
     "wal/log": ("test_generations", "test_file_log", "test_transactions"),
-    "wal/log_file": ("test_generations", "test_recovery", "test_file_log", "test_bad_files", "test_save"),
+    "wal/log_file": (
+        "test_log_file",
+        "test_generations",
+        "test_recovery",
+        "test_file_log",
+        "test_bad_files",
+        "test_save",
+    ),
     "wal/memory_log": ("test_file_log", "test_handle", "test_transactions", "test_mapping"),
+    "wal/open_files": ("test_file_log", "test_recovery", "test_bad_files", "test_save", "test_fork"),
     "wal/reader": ("test_reader", "test_recovery", "test_bad_files"),
     "wal/writer": ("test_reader", "test_format", "test_recovery"),
 }
