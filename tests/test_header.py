@@ -1,7 +1,10 @@
 import os
+import struct
+from zlib import crc32
 
 import pytest
 
+from faulty import Faulty
 from microdb.errors import CorruptError, VersionError
 from microdb.files import OS
 from microdb.wal import header
@@ -45,6 +48,15 @@ def in_a_child(function):
 def test_the_page_is_created_in_full(file):
     assert file.read_all() == bytes(header.HEADER_BYTES)
     assert os.fstat(file.fd).st_blocks * 512 >= header.HEADER_BYTES
+
+
+@pytest.mark.parametrize(("size", "is_synced"), [(0, True), (4095, True), (4096, False), (5000, False)])
+def test_the_disk_is_waited_for_only_if_the_page_got_new_blocks(path, size, is_synced):
+    faulty = Faulty()
+    file = faulty.create(path)
+    file.write_at(b"x" * size, 0)
+    header.create(file)
+    assert (("sync", "header") in faulty.calls) is is_synced
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095])
@@ -137,6 +149,19 @@ def test_a_seal_tells_what_was_fsynced_in_this_file_and_of_which_log(file, words
     assert header.sealed(header.open_words(copy, writable=True), copy) is None
 
 
+def test_the_seal_is_made_as_the_table_says(file, words):
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.seal(words, END.generation, END.offset)
+    assert words[31] == 2**32 + crc32(struct.pack("=QQ", END.head, os.fstat(file.fd).st_ino) + SALT)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2**63 - 1, 2**63), (2**64 - 1, 0)])
+def test_a_counter_goes_as_far_as_its_word_and_then_begins_anew(words, before, after):
+    words[header.TORN] = before
+    header.count(words, header.TORN)
+    assert words[header.TORN] == after
+
+
 @pytest.mark.parametrize("word", [header._INODE, header._SALT + END.generation % 2, header._SEALED, header._SEAL])
 def test_a_seal_over_words_that_do_not_belong_together_is_none(file, words, word):
     header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
@@ -150,7 +175,9 @@ def test_a_page_of_a_newer_version_is_refused_as_such(file, words, path, version
     header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
     words[1] = version
     for writable in (True, False):
-        with pytest.raises(VersionError, match="upgrade microdb") as caught:
+        with pytest.raises(
+            VersionError, match=f"header version {version}, this microdb knows 1; upgrade microdb"
+        ) as caught:
             header.open_words(file, writable=writable)
         assert (caught.value.path, caught.value.offset) == (path, 8)
 

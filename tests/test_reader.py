@@ -4,6 +4,7 @@ from zlib import crc32
 
 import pytest
 
+from microdb.wal import reader
 from microdb.wal.format import (
     BASE_BYTES,
     CRC,
@@ -123,6 +124,23 @@ def test_each_flipped_bit_of_a_header_is_noticed():
             read_header(bytes(flipped))
 
 
+def test_a_header_that_ends_before_its_partition_keys_is_said_to_be_too_short():
+    with pytest.raises(HeaderError, match=f"should have {len(header_bytes()[0])} bytes, found 76") as caught:
+        read_header(header_bytes()[0][:BASE_BYTES])
+    assert caught.value.offset == 72
+
+
+LAST = {16: GENERATION_MAX, 48: SEQUENCE_MAX}
+
+
+@pytest.mark.parametrize("at", LAST)
+def test_a_number_beyond_what_any_log_can_have_is_refused_and_the_last_one_is_not(at):
+    read_header(with_field(at, LAST[at].to_bytes(8, "little")))
+    with pytest.raises(HeaderError, match="beyond what any log can have") as caught:
+        read_header(with_field(at, (LAST[at] + 1).to_bytes(8, "little")))
+    assert caught.value.offset == 16
+
+
 def test_a_header_cut_at_any_byte_is_noticed():
     data, _ = header_bytes()
     for size in range(len(data)):
@@ -228,6 +246,20 @@ def test_reading_stops_before_what_is_no_frame_and_says_why(what):
     assert why in run.reason
 
 
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [(b"\1" * 16, "16 bytes are too few for a frame"), (b"\1" * 17, "does not fit into the 17 that are left")],
+)
+def test_of_a_frame_that_does_not_fit_it_is_told_how_much_room_it_has(bad, why):
+    assert why in read_frames(frames(b"one")[0][0] + bad, START).reason
+
+
+def test_the_longest_frame_is_read_and_a_longer_one_is_not(monkeypatch):
+    monkeypatch.setattr(reader, "PAYLOAD_BYTES_MAX", 3)
+    assert read_frames(frame(b"abc"), START).payloads == [b"abc"]
+    assert read_frames(frame(b"abcd"), START).payloads == []
+
+
 def test_the_flag_known_is_accepted():
     assert read_frames(frame(b"abc", flags=DURABLE_BEFORE), START).payloads == [b"abc"]
 
@@ -266,6 +298,26 @@ def test_a_frame_whose_own_seed_is_lost_is_not_found_but_the_next_one_is():
     assert later_frames(bytes(len(parts[0])) + parts[1] + parts[2], START) == [later(positions[2])]
 
 
+@pytest.mark.parametrize("flags", [0, DURABLE_BEFORE])
+def test_the_frame_behind_one_of_which_only_the_crc_is_wrong_is_found(flags):
+    parts, positions = frames(b"one", b"two", flags=flags)
+    torn = parts[0][:-4] + bytes(4)
+    assert later_frames(torn + parts[1], START) == [later(positions[1], durable_before=bool(flags))]
+
+
+def test_what_looks_like_a_frame_within_the_payload_of_a_sound_one_is_none():
+    inner = b"seed" + frame(b"x", sequence=3, seed=int.from_bytes(b"seed", "little"))
+    parts, positions = frames(b"one", inner)
+    torn = b"?" * (len(parts[0]) - 4) + parts[0][-4:]
+    assert later_frames(torn + parts[1], START) == [later(positions[1])]
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_what_has_no_room_for_a_seed_before_it_is_no_later_frame(before):
+    data = bytes(before) + frame(b"abc", sequence=2, seed=0)
+    assert later_frames(data + bytes(8), START) == []
+
+
 def test_each_later_frame_says_whether_all_before_it_was_durable():
     one, end = write_frames([b"one"], START)
     two, end = write_frames([b"two"], end, flags=DURABLE_BEFORE)
@@ -301,7 +353,7 @@ def test_later_frames_are_found_whatever_their_sequences(sequence, count):
 
 def test_a_frame_of_a_sequence_that_there_is_no_room_for_is_not_found():
     data = b"????" + frame(b"abc", sequence=1000, seed=int.from_bytes(b"????", "little"))
-    assert later_frames(data, START) == []
+    assert later_frames(data, START._replace(sequence=997)) == []
     assert len(later_frames(data, START._replace(sequence=998))) == 1
 
 

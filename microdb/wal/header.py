@@ -19,7 +19,7 @@ because a process that touches a mapped page without a block behind it is killed
     26     saves
     28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
     30     sealed: a head below which everything was published and fsynced
-    31     seal: crc-32 of that word, of its salt and of word 22, plus 2**32
+    31     seal: crc-32 of that word, of word 22 and of its salt, plus 2**32
 
 The page is never fsynced: after a power cut it may be any mixture, word by word, of all that it ever was. The seal
 tells whether the few words that recovery then asks belong together.

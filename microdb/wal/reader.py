@@ -32,7 +32,6 @@ from microdb.wal.format import (
 
 __all__ = ["HeaderError", "LaterFrame", "NewerVersionError", "Run", "later_frames", "read_frames", "read_header"]
 
-HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
 _SEARCH_FACTOR: Final = 16
 """How many times the bytes of a tail `later_frames` will sum before it gives up."""
 
@@ -125,7 +124,7 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
         length = FRAME.unpack_from(view, at)[0]
         end = at + FRAME.size + length
         payloads.append(view[at + FRAME.size : end])
-        crc = CRC.unpack_from(view, end)[0]
+        (crc,) = CRC.unpack_from(view, end)
         sequence += 1
         at = end + CRC_BYTES
     return Run(payloads, Position(after.generation, after.offset + at, sequence, crc), reason)
@@ -146,7 +145,8 @@ def _flaw(view: memoryview, at: int, sequence: int, seed: int) -> str | None:  #
         return f"unknown flags {flags:#x}"
     if found != sequence:
         return f"sequence {found} stands where {sequence} should"
-    if CRC.unpack_from(view, end)[0] != crc32(view[at:end], seed):
+    (crc,) = CRC.unpack_from(view, end)
+    if crc != crc32(view[at:end], seed):
         return "the crc is wrong"
     return None
 
@@ -171,7 +171,7 @@ def later_frames(data: bytes, after: Position) -> list[LaterFrame]:
         found.append(LaterFrame(after.offset + at, sequence, bool(flags & DURABLE_BEFORE)))
     for match in _pattern(after.sequence + 1, after.sequence + room).finditer(data):
         at = match.start()
-        if at < next_at or len(data) - at < FRAME_BYTES_MIN:
+        if at < next_at:
             continue
         length, flags, sequence = FRAME.unpack_from(view, at)
         if length > len(data) - at or not after.sequence < sequence <= after.sequence + room:
@@ -179,7 +179,8 @@ def later_frames(data: bytes, after: Position) -> list[LaterFrame]:
         budget -= length
         if budget < 0:
             raise HeaderError("too much in it looks like a frame to tell what happened", after.offset)
-        if _flaw(view, at, sequence, CRC.unpack_from(view, at - CRC_BYTES)[0]) is None:
+        (seed,) = CRC.unpack_from(view, at - CRC_BYTES)
+        if _flaw(view, at, sequence, seed) is None:
             found.append(LaterFrame(after.offset + at, sequence, bool(flags & DURABLE_BEFORE)))
             next_at = at + FRAME_BYTES_MIN + length
     return found
@@ -191,9 +192,7 @@ def _behind_wrong_crc(view: memoryview, after: Position) -> int | None:
         return None
     end: int = FRAME.size + FRAME.unpack_from(view, 0)[0]
     at = end + CRC_BYTES
-    if at >= len(view) or _flaw(view, at, after.sequence + 2, crc32(view[:end], after.crc)) is not None:
-        return None
-    return at
+    return at if _flaw(view, at, after.sequence + 2, crc32(view[:end], after.crc)) is None else None
 
 
 def _pattern(low: int, high: int) -> re.Pattern[bytes]:

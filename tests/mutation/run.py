@@ -51,7 +51,7 @@ TESTS = {
     ),
     "wal/memory_log": ("test_file_log", "test_handle", "test_transactions", "test_mapping"),
     "wal/open_files": ("test_file_log", "test_recovery", "test_bad_files", "test_save", "test_fork"),
-    "wal/reader": ("test_reader", "test_recovery", "test_bad_files"),
+    "wal/reader": ("test_reader", "test_log_file", "property/test_frames", "test_recovery", "test_bad_files"),
     "wal/writer": ("test_reader", "test_format", "test_recovery"),
 }
 
