@@ -1,5 +1,6 @@
 """Opening after a crash: the recovery table, row by row. A crash is a handle that is dropped without closing."""
 
+import errno
 import logging
 import os
 import shutil
@@ -395,10 +396,21 @@ def test_a_reader_beside_a_page_of_an_earlier_run_of_the_machine_follows_whoever
     assert reader[10,] == {"id": 10}
 
 
+def test_a_reader_notices_that_the_head_of_an_earlier_run_of_the_machine_is_reached_again(open_db, wal):
+    write_and_cut(open_db, wal)
+    reboot(wal)
+    head = wal.head()
+    reader = open_db(read_only=True)
+    assert ids(reader) == [0, 1]
+    open_db().upsert({"id": 3})
+    assert wal.head() == head, "with another frame before it"
+    assert ids(reader) == [0, 1, 3]
+
+
 def test_a_reader_finds_no_database_where_there_is_none_and_makes_none(open_db, path):
     with pytest.raises(FileNotFoundError, match="read_only=True creates none") as caught:
         open_db(read_only=True)
-    assert caught.value.filename == str(path)
+    assert (caught.value.filename, caught.value.errno) == (str(path), errno.ENOENT)
     assert list(path.parent.iterdir()) == []
 
 
@@ -521,6 +533,15 @@ def test_after_a_reboot_a_log_must_not_lack_what_was_fsynced(open_db, wal, durab
     assert wal.log().read_bytes() == before
 
 
+def test_after_a_reboot_no_failure_is_known_of_a_log_that_was_fsynced(open_db, wal):
+    with open_db(durability="power") as mdb:
+        mdb.upsert({"id": 0})
+    reboot(wal)
+    mdb = open_db()
+    mdb.upsert({"id": 1})
+    assert (mdb.stats().generation, ids(mdb)) == (1, [0, 1])
+
+
 def test_in_one_run_of_the_machine_the_message_says_what_was_published(open_db, wal):
     write_and_cut(open_db, wal)
     with pytest.raises(microdb.CorruptError, match=f"the log ends here, and was published up to {wal.head()}"):
@@ -596,3 +617,14 @@ def test_a_snapshot_by_hand_begins_with_the_sequence_0_and_is_on_the_disk_before
     assert mdb.stats().sequence == 0
     assert ("sync", "mdb.json") in faulty.calls or read_only
     assert wal.folder.exists() is not read_only
+
+
+def test_whoever_recovers_reads_snapshot_and_log_once(open_db):
+    with open_db() as mdb:
+        mdb.upsert({"id": 0})
+        mdb.save()
+        mdb.upsert({"id": 1})
+    faulty = Faulty()
+    assert ids(open_db(files=faulty)) == [0, 1]
+    opened = [name for call, name in faulty.calls if call == "open" and name.endswith((".json", ".log"))]
+    assert sorted(opened) == ["0000000002.log", "mdb.json"]
