@@ -162,6 +162,29 @@ def test_a_page_that_was_replaced_before_a_fork_used_its_files_is_refused(open_d
     assert list(mdb) == [("a",), ("b",)]
 
 
+def test_whoever_opens_as_its_lock_is_replaced_is_refused(ten, open_db):
+    opening = Faulty()
+
+    def replace():
+        os.rename(ten.folder / "lock", ten.folder / "away")
+        (ten.folder / "lock").touch()
+
+    opening.on["open"] = once("header", replace)
+    with pytest.raises(microdb.FailedError, match="removed or replaced") as caught:
+        open_db(files=opening)
+    assert caught.value.path == str(ten.folder / "lock")
+    assert ids(open_db()) == list(range(10))
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_reader_reads_straight_from_its_table_if_its_page_is_kept_up_or_was_left_in_order(ten, open_db, is_alone):
+    if not is_alone:
+        open_db()
+    reader = open_db(read_only=True)
+    reader._find = lambda _: pytest.fail("the long way")
+    assert reader[3,] == {"id": 3}
+
+
 # Loading while others save, or after they died.
 
 
@@ -610,10 +633,10 @@ def test_a_log_that_is_followed_needs_not_be_attached_again(path, kind):
 
 
 def test_a_log_that_was_never_attached_has_a_page_of_zeros_and_no_files(path):
-    log = FileLog(Paths(path), PartitionKeys(["id"]), files=Faulty())
+    log = FileLog(Paths(path), PartitionKeys(["id"]), files=Faulty(), read_only=False)
     assert list(log.words) == [0] * (HEADER_BYTES // 8)
-    log.close()
     log.detach()
+    log.close()
     assert Position(0, 0, 0, 0).head == log.words[HEAD]
     assert not path.parent.joinpath("mdb.json.wal").exists()
 

@@ -291,6 +291,14 @@ def test_a_closed_handle_stays_closed_in_a_child(open_db):
     assert forked(child) == 0
 
 
+def test_a_child_closes_its_parents_files_even_if_a_thread_that_it_lacks_still_refers_to_them(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+    files = [mdb._log.header_file, mdb._log._lock_file, mdb._log.generations.last.file]
+    assert forked(lambda: pytest.fail("still open") if any(file.fd >= 0 for file in files) else None) == 0
+    assert all(file.fd >= 0 for file in files)
+
+
 def test_a_read_only_handle_reads_on_in_a_child(open_db):
     mdb = open_db()
     reader = open_db(read_only=True)

@@ -263,3 +263,6 @@ def test_what_another_has_thrown_away_does_not_count_as_kept(make, add, paths, f
     faulty.on["identity"] = only("0000000003.history", lambda _: os.unlink(paths.history(3)))
     make(history_bytes=size).retire(3)
     assert names(paths) == ["0000000002.history"]
+    add(3, 0, history=True)
+    make(history_bytes=size - 1).retire(3)
+    assert names(paths) == []

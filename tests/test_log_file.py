@@ -4,20 +4,22 @@ import os
 
 import pytest
 
+from faulty import Faulty, fail
 from microdb.errors import CorruptError, StorageError
 from microdb.files import OS
+from microdb.keys import PartitionKeys
 from microdb.wal.format import CRC_BYTES, GENERATION_MAX, KEYS_BYTES_MAX, NO_SNAPSHOT
-from microdb.wal.log_file import create_log, frames_to, open_log
+from microdb.wal.log_file import changes_in, create_log, frames_to, open_log
 
 
 @pytest.fixture
 def create(tmp_path):
     """A new log and the position at its end."""
 
-    def _create(*payloads, generation=1, keys=("id",)):
+    def _create(*payloads, generation=1, keys=("id",), files=OS):
         return create_log(
             str(tmp_path / "a.log"),
-            OS,
+            files,
             generation=generation,
             base_sequence=0,
             bound_to=NO_SNAPSHOT,
@@ -47,6 +49,22 @@ def test_a_log_whose_partition_keys_take_all_the_room_there_is_comes_back(create
 def test_a_log_does_not_say_that_the_one_before_it_failed_if_nobody_says_so(create):
     log, _ = create()
     assert not open_log(log.file).header.after_failure
+
+
+def test_a_log_that_cannot_be_written_to_the_disk_is_not_left_behind(create, tmp_path):
+    faulty = Faulty()
+    faulty.on["sync"] = fail
+    with pytest.raises(OSError, match="made to fail"):
+        create(b"one", files=faulty)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_payload_that_holds_no_changes_is_damage_of_its_file_and_those_before_it_are_sound():
+    batches = changes_in([b"\x91\x91\x02", b"\xc0"], PartitionKeys(["id"]), "a.log")
+    assert next(batches) == [(None, None)]
+    with pytest.raises(CorruptError, match="a frame whose crc is right holds no changes: not a batch") as caught:
+        next(batches)
+    assert caught.value.path == "a.log"
 
 
 @pytest.mark.parametrize("begin", [0, 1])

@@ -390,10 +390,14 @@ def test_a_reader_beside_a_page_of_an_earlier_run_of_the_machine_follows_whoever
     at = 8 * 20  # The boot id.
     overwrite(ten.header, at, bytes(byte ^ 1 for byte in ten.header.read_bytes()[at : at + 16]))
     reader = open_db(read_only=True)
+    attach, attached = reader._log.attach, []
+    reader._log.attach = lambda *args: attached.append(1) or attach(*args)
     assert ids(reader) == list(range(10))
+    assert attached == [], "nobody has come"
     open_db().upsert({"id": 10})
     assert ids(reader) == list(range(11))
     assert reader[10,] == {"id": 10}
+    assert attached == [1]
 
 
 def test_a_reader_notices_that_the_head_of_an_earlier_run_of_the_machine_is_reached_again(open_db, wal):

@@ -53,7 +53,7 @@ class OpenFiles:
         keys: PartitionKeys,
         *,
         files: Files,
-        read_only: bool = False,
+        read_only: bool,
         history_bytes: int = HISTORY_BYTES,
     ) -> None:
         self.name = paths.snapshot
@@ -81,7 +81,6 @@ class OpenFiles:
         first = self._home is None
         if first and self.files.make_folder(self.paths.folder):
             self.files.sync_folder(self.paths.parent)
-        self.generations.last = None
         self._lock_file = self.files.open(self.paths.lock, write=True, create=first)
         self.lock = shared_write_lock(self._lock_file)
         self.lock.tell_owner_in(self._owner_words())
@@ -102,7 +101,6 @@ class OpenFiles:
         if alone:
             header.create(header_file)
         self.words = header.open_words(header_file, writable=True)
-        self.lock.tell_owner_in(self.words[OWNER:])
         self.look()
         start = recover(self, header_file) if alone else None
         if not alone and not self.words[DIRTY]:
@@ -155,7 +153,6 @@ class OpenFiles:
             finally:
                 if alone:
                     be_absent(header_file)
-            become_present(header_file)
         return None
 
     def _owner_words(self) -> memoryview | None:
