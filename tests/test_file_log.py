@@ -12,7 +12,9 @@ import pytest
 import microdb
 from children import forked
 from faulty import Faulty, fail, in_thread, only
+from microdb.files import OS
 from microdb.keys import PartitionKeys
+from microdb.locks import is_alone
 from microdb.paths import Paths
 from microdb.wal import open_files
 from microdb.wal.file_log import FileLog
@@ -639,6 +641,35 @@ def test_a_log_that_was_never_attached_has_a_page_of_zeros_and_no_files(path):
     log.close()
     assert Position(0, 0, 0, 0).head == log.words[HEAD]
     assert not path.parent.joinpath("mdb.json.wal").exists()
+
+
+# Closing.
+
+
+def open_below(folder):
+    """The files below a folder that this process has open."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # That of the listing.
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [link for link in links if link.startswith(str(folder))]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_handle_that_is_closed_keeps_no_file_open(ten, open_db, read_only):
+    mdb = open_db(read_only=read_only)
+    assert ids(mdb) == list(range(10))
+    assert open_below(ten.folder) != []
+    mdb.close()
+    assert open_below(ten.folder) == []
+
+
+def test_a_handle_that_is_closed_does_not_look_alive_though_a_thread_is_reading_from_its_page(ten, open_db):
+    mdb = open_db()
+    words = mdb._log.words
+    mdb.close()
+    assert is_alone(OS.open(str(ten.header), write=True))
+    assert words[HEAD] > 0
 
 
 # Looking whether the files are still there.
