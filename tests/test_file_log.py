@@ -43,13 +43,16 @@ def die_writing(path, call):
     assert forked(child) == 9
 
 
-def die_saving(path):
-    """Somebody who saves and dies when the snapshot is in place, and the new log is not yet published."""
+def die_saving(path, *, in_place=True):
+    """Somebody who saves and dies when the snapshot is in place, or just before, and the new log is not published."""
 
     def child():
         faulty = Faulty()
         mdb = microdb.MicroDB(path, ["id"], files=faulty)
-        faulty.on["sync_folder"] = only(str(path.parent), die)
+        if in_place:
+            faulty.on["sync_folder"] = only(str(path.parent), die)
+        else:
+            faulty.on["rename"] = only("mdb.json", die)
         mdb.save()
 
     assert forked(child) == 9
@@ -190,7 +193,8 @@ def test_a_reader_reads_straight_from_its_table_if_its_page_is_kept_up_or_was_le
 # Loading while others save, or after they died.
 
 
-def test_whoever_opens_between_the_two_renames_of_a_save_waits_for_its_end(open_db, path):
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_whoever_opens_between_the_two_renames_of_a_save_waits_for_its_end(open_db, path, timeout):
     faulty, opening = Faulty(), Faulty()
     saver = open_db(files=faulty)
     saver.upsert(A)
@@ -205,7 +209,7 @@ def test_whoever_opens_between_the_two_renames_of_a_save_waits_for_its_end(open_
             context.__exit__(None, None, None)
 
     opening.on["open"] = only("mdb.json", look)
-    mdb = open_db(files=opening)
+    mdb = open_db(files=opening, timeout=timeout)
     assert list(mdb.all()) == [A]
     assert len(looks) >= 4
     assert mdb.stats().generation == 2
@@ -327,6 +331,26 @@ def test_whoever_opens_what_is_in_use_beside_another_snapshot_or_no_log_is_refus
     assert list(open_db(read_only=read_only).all()) == [A]
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_snapshot_that_is_edited_right_behind_a_save_while_somebody_opens_is_a_conflict(open_db, path, read_only):
+    opening = Faulty()
+    mdb = open_db()
+    mdb.upsert(A)
+    acts = [mdb.save, lambda: path.write_text("[]")]
+    opening.on["open"] = only("mdb.json", lambda _: acts.pop(0)() if acts else None)
+    with pytest.raises(microdb.ConflictError, match="put the old one back"):
+        open_db(files=opening, read_only=read_only)
+
+
+def test_a_reader_that_finds_another_snapshot_says_so_without_waiting_for_a_writer(open_db, path):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    path.write_text("[]")
+    mdb._position, mdb._applied = None, -1  # As after a fork amid a change of the table.
+    with other.lock(), pytest.raises(microdb.ConflictError, match="put the old one back"):
+        in_thread(lambda: list(mdb.all()))
+
+
 @pytest.mark.parametrize("name", ["lock", "header"])
 def test_a_save_and_a_sync_miss_a_lock_or_a_page_that_was_replaced(open_db, path, wal, name):
     mdb = open_db()
@@ -417,6 +441,40 @@ def test_a_death_in_mid_write_takes_back_what_was_called_durable_beyond_the_head
     with mdb.lock():
         mdb._prepare_locked()
         assert (mdb._log.words[DURABLE], mdb._log.words[DIRTY]) == (head, 0)
+
+
+def test_whoever_finishes_the_save_of_a_dead_owner_publishes_it_when_its_names_are_on_the_disk(open_db, path):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    die_saving(path)
+    published = []
+    faulty.on["sync_folder"] = only(path.parent.name, lambda _: published.append(mdb._log.words[HEAD] >> 36))
+    mdb.upsert(B)
+    assert (published, mdb.stats().generation) == ([1], 2)
+
+
+def test_whoever_takes_back_the_save_of_a_dead_owner_sees_that_its_log_does_not_come_back(open_db, path, wal):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    die_saving(path, in_place=False)
+    assert wal.log(2).exists()
+    faulty.calls.clear()
+    mdb.upsert(B)
+    steps = [call for call in faulty.calls if call[0] in ("unlink", "sync_folder")]
+    assert steps == [("unlink", "0000000002.log"), ("sync_folder", "mdb.json.wal")]
+    assert (list(mdb.all()), mdb.stats().generation) == ([A, B], 1)
+
+
+def test_whoever_finishes_the_save_of_a_dead_owner_does_not_need_the_log_before_it(open_db, path):
+    mdb = open_db()
+    mdb.upsert(A)
+    die_saving(path)
+    mdb._log.generations.last = None  # As after a fork.
+    mdb._log.generations._history_bytes = 0  # As if the log were too long to be kept.
+    mdb.upsert(B)
+    assert (list(mdb.all()), mdb.stats().generation, mdb.stats().repairs) == ([A, B], 2, 1)
 
 
 # Appending.
