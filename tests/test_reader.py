@@ -340,7 +340,7 @@ def test_a_torn_frame_alone_is_no_later_frame():
 
 
 @pytest.mark.parametrize(
-    "sequence", [0, 1, 254, 255, 256, 65_534, 65_535, 2**24 - 1, 2**32 - 1, 2**32, 2**48 - 2, 2**63]
+    "sequence", [0, 1, 254, 255, 256, 65_534, 65_535, 2**24 - 1, 2**32 - 1, 2**32, 2**48 - 2, 2**56 - 2, 2**63]
 )
 @pytest.mark.parametrize("count", [2, 3, 300])
 def test_later_frames_are_found_whatever_their_sequences(sequence, count):

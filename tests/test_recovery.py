@@ -108,6 +108,15 @@ def test_sync_makes_the_next_frame_say_that_all_before_it_is_durable(open_db, wa
     assert [data[at + 4] for at, _ in wal.frames()] == [0, 1, 0]
 
 
+def test_a_save_makes_the_next_frame_say_that_all_before_it_is_durable(ten, open_db):
+    mdb = open_db()
+    mdb.save()
+    mdb.upsert({"id": 10})
+    mdb.upsert({"id": 11})
+    data = ten.log(2).read_bytes()
+    assert [data[at + 4] for at, _ in ten.frames(2)] == [1, 0]
+
+
 def test_a_snapshot_that_is_gone_is_refused_where_the_log_follows_one(ten, open_db):
     mdb = open_db()
     mdb.save()
