@@ -468,6 +468,25 @@ def test_the_first_write_of_all_that_failed_and_could_not_be_undone_does_not_com
     assert len(wal.torn()) == 1
 
 
+def test_a_write_that_was_interrupted_and_could_not_be_undone_does_not_come_back(ten, open_db):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert({"id": 10})
+    file = mdb._log.generations.last.file
+    write = file.write_at
+
+    def write_and_interrupt(data, offset):
+        write(data, offset)
+        raise KeyboardInterrupt
+
+    file.write_at = write_and_interrupt
+    faulty.on["truncate"] = only(".log")
+    with pytest.raises(OSError, match="made to fail"):
+        mdb.upsert({"id": "never"})
+    mdb.close()
+    assert ids(open_db()) == list(range(11))
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_log_of_other_keys_is_refused_by_the_first_to_open_it_and_left_as_it_is(ten, open_db, read_only):
     before = ten.log().read_bytes()
