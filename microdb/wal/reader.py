@@ -40,7 +40,6 @@ class HeaderError(Exception):
     """These bytes are no log header: what was found, and at which byte."""
 
     def __init__(self, reason: str, offset: int) -> None:
-        super().__init__(reason, offset)
         self.reason = reason
         self.offset = offset
 
