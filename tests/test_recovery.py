@@ -10,7 +10,7 @@ import pytest
 
 import microdb
 from children import forked
-from faulty import Faulty, only
+from faulty import Faulty, only, save_that_waits
 from microdb.files import OS
 from microdb.wal.codec import encode_upsert, join
 from microdb.wal.format import FRAME
@@ -572,6 +572,21 @@ def test_after_a_reboot_no_failure_is_known_of_a_log_that_was_fsynced(open_db, w
     mdb = open_db()
     mdb.upsert({"id": 1})
     assert (mdb.stats().generation, ids(mdb)) == (1, [0, 1])
+
+
+def test_after_a_reboot_a_log_must_not_lack_what_a_save_took_along(open_db, wal):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert({"id": 0})
+    with save_that_waits(mdb, faulty):
+        other.upsert({"id": 1})
+    other.close()
+    mdb.close()
+    [(at, length)] = wal.frames(2)
+    os.truncate(wal.log(2), at)
+    reboot(wal)
+    with pytest.raises(microdb.CorruptError, match=f"the log ends here, and was fsynced up to {at + length}"):
+        open_db()
 
 
 def test_in_one_run_of_the_machine_the_message_says_what_was_published(open_db, wal):

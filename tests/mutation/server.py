@@ -28,7 +28,7 @@ def main():
 def warm_up():
     """Import what a run imports, but microdb and the tests."""
     request = {"files": ["tests/test_format.py", "tests/property/test_frames.py"], "tests": [], "others": True}
-    for name in in_fork({**request, "limit_s": 120, "timeout_s": 60, "trace": True})["modules"]:
+    for name in in_fork({**request, "limit_s": 120, "timeouts_s": {}, "trace": True})["modules"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if "microdb" in sys.modules:
@@ -83,9 +83,15 @@ def _run(request):
 
     sys.dont_write_bytecode = False  # Tests may be kept as rewritten; microdb is checked by hash, see `workers.copied`.
     watch = _Watch(request)
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", str(request["timeout_s"])]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
     plugins = [option for name in PLUGINS for option in ("-p", name)]
-    code = pytest.main([*options, *plugins, f"--basetemp={TREE}.tmp", *request["files"]], plugins=[watch])
+    arguments = [*options, *plugins, f"--basetemp={TREE}.tmp", *request["files"]]
+    try:
+        code = pytest.main(arguments, plugins=[watch])
+    except Exception as error:
+        # At its end it raises what a thread raised that a failed test has left behind.
+        watch.by = watch.by or repr(error)
+        code = 1
     return watch.answer(code)
 
 
@@ -95,6 +101,7 @@ class _Watch:
     def __init__(self, request):
         self.rank = {name: at for at, name in enumerate(request["tests"])}
         self.others = request["others"]
+        self.timeouts_s = request["timeouts_s"]
         self.by = None
         self.timed_out = False
         self.durations = {}
@@ -114,6 +121,11 @@ class _Watch:
         settings.load_profile("mutation")
 
     def pytest_collection_modifyitems(self, items):
+        import pytest  # noqa: PLC0415
+
+        for item in items:
+            if item.nodeid in self.timeouts_s:
+                item.add_marker(pytest.mark.timeout(self.timeouts_s[item.nodeid]))
         if self.others:
             items[:] = [one for one in items if one.nodeid not in self.rank]
         else:
@@ -134,7 +146,8 @@ class _Watch:
             self.by = report.nodeid
 
     def answer(self, code):
-        if Path(sys.modules["microdb"].__file__).parent != TREE / "microdb":
+        microdb = sys.modules.get("microdb")  # None if a mutant keeps it from being imported.
+        if microdb is not None and Path(microdb.__file__).parent != TREE / "microdb":
             raise AssertionError("these tests have imported another microdb")
         nothing_ran = code == 5 and self.rank
         outcome = "passed" if code == 0 or nothing_ran else "timed out" if self.timed_out else "failed"

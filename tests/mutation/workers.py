@@ -25,7 +25,7 @@ class Request(NamedTuple):
         tests: Ids of some of them.
         others: Whether to run all others, in the order of the files, instead of these, in this order.
         limit_s: How long it may take.
-        timeout_s: How long each test may take.
+        timeouts_s: How long each test may take, where that is known.
         trace: Whether to find out what lines each of them runs.
     """
 
@@ -33,7 +33,7 @@ class Request(NamedTuple):
     tests: list[str]
     others: bool
     limit_s: float
-    timeout_s: float
+    timeouts_s: dict[str, float]
     trace: bool = False
 
 
@@ -144,7 +144,7 @@ class Workers:
 
     def reach(self, files):
         """Which tests of these files reach what. All must pass."""
-        answers = self.map(lambda worker, file: worker.run(Request([file], [], True, 600, 120, trace=True)), files)
+        answers = self.map(lambda worker, file: worker.run(Request([file], [], True, 600, {}, trace=True)), files)
         reach = Reach({}, {})
         for file, answer in zip(files, answers, strict=True):
             if answer.outcome != "passed":
@@ -180,7 +180,7 @@ class Reach(NamedTuple):
         reaching = set().union(*(self.tests.get((module, line), ()) for line in lines))
         some = sorted((one for one in every if "" in reaching or one in reaching), key=self.durations.__getitem__)
         needed = [file for file in files if any(test.startswith(f"{file}::") for test in some)]
-        durations = [self.durations[test] for test in every]
-        limit_s, timeout_s = 30 + 5 * sum(durations), 10 + 10 * max(durations)
-        first = [Request(needed, some, others=False, limit_s=limit_s, timeout_s=timeout_s)] if some else []
-        return [*first, Request(files, some, others=True, limit_s=limit_s, timeout_s=timeout_s)]
+        timeouts_s = {test: 10 + 10 * self.durations[test] for test in every}
+        limit_s = 30 + 5 * sum(self.durations[test] for test in every)
+        first = [Request(needed, some, others=False, limit_s=limit_s, timeouts_s=timeouts_s)] if some else []
+        return [*first, Request(files, some, others=True, limit_s=limit_s, timeouts_s=timeouts_s)]
