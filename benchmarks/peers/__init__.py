@@ -1,0 +1,30 @@
+"""Who is measured, in the order in which tables list them."""
+
+from benchmarks.peers.base import Peer
+from benchmarks.peers.dicts import DiskCache, Shelve, ShelveSqlite, SqliteDict, TinyDb
+from benchmarks.peers.engines import Lmdb, LmdbSync, RocksDb, Sqlite, SqliteFull
+from benchmarks.peers.local import Dict, Floor, Microdb, MicrodbPower
+from benchmarks.peers.servers import Manager, Redis, RedisAlways, Ultra
+
+__all__ = ["PEERS", "Peer"]
+
+PEERS: tuple[Peer, ...] = (
+    Microdb(),
+    Dict(),
+    Lmdb(),
+    Sqlite(),
+    RocksDb(),
+    Ultra(),
+    DiskCache(),
+    SqliteDict(),
+    Shelve(),
+    ShelveSqlite(),
+    Redis(),
+    Manager(),
+    TinyDb(),
+    MicrodbPower(),
+    Floor(),
+    LmdbSync(),
+    SqliteFull(),
+    RedisAlways(),
+)
