@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report import amount, groups_of, slug
 from benchmarks.results import Result, Unit, value
@@ -41,6 +41,9 @@ _LABELS: Final[dict[Unit, str]] = {
     "B": "memory for one, less is better",
     "n": "number",
 }
+_NARROW: Final = 100
+"""Less than that from one end of a log axis to the other: the powers of ten alone are too few ticks."""
+
 _MY_COLOUR: Final = "#d62728"
 
 # The same figure gives the same bytes: ids by a fixed salt, and below no date.
@@ -65,7 +68,7 @@ def _lines(group: str, its: Sequence[Result]) -> Figure:
         points = [(result.x, value(result.costs[name])) for result in its if name in result.costs]
         x = [point[0] for point in points]
         style = _style(name)
-        axes.plot(x, [point[1].median for point in points], label=name, markersize=5, **style)
+        axes.plot(x, [point[1].median for point in points], label=name, **style)
         axes.fill_between(
             x, [p[1].low for p in points], [p[1].high for p in points], color=style["color"], alpha=0.12, linewidth=0
         )
@@ -75,6 +78,8 @@ def _lines(group: str, its: Sequence[Result]) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel(its[0].x_label)
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _NARROW * low else (1,)))
     axes.set_ylabel(_LABELS[its[0].unit])
     _finish(axes, axes.yaxis, group, its[0].unit)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -104,13 +109,14 @@ def _bars(group: str, result: Result) -> Figure:
 
 def _style(name: str) -> dict[str, Any]:
     if name in _MINE:
-        return {"color": _MY_COLOUR, "marker": "o", "linewidth": 2.4, "zorder": 5}
+        return {"color": _MY_COLOUR, "marker": "o", "markersize": 5, "linewidth": 2.4, "zorder": 5}
     if name.startswith("microdb, "):
-        return {"color": "#f0a0a0", "marker": "o", "linewidth": 1.3}
-    if name in _LIMITS:
-        return {"color": "#000000", "marker": ".", "linewidth": 1.2, "linestyle": "--"}
+        return {"color": "#f0a0a0", "marker": "o", "markersize": 5, "linewidth": 1.3}
+    if name.startswith(_LIMITS):
+        shade = "#777777" if ", " in name else "#000000"
+        return {"color": shade, "marker": "o", "markersize": 3, "linewidth": 1.2, "linestyle": "--"}
     colour, marker = _STYLES.get(re.split(r", | \+ ", name)[0], _OTHER_STYLE)
-    return {"color": colour, "marker": marker, "linewidth": 1.3}
+    return {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
 
 
 def _finish(axes: Any, costs: Any, title: str, unit: Unit) -> None:

@@ -14,7 +14,7 @@ __all__ = ["TARGETS", "At", "Target", "Verdict", "judge"]
 ANYONE_ELSE: Final = "*"
 """Every contestant but the one that it is compared with."""
 
-_LIMITS: Final = frozenset({"dict", "pwrite + fdatasync"})
+_LIMITS: Final = frozenset({"dict", "pwrite + fdatasync", "pwrite + fdatasync, in place"})
 """Not peers: they keep nothing, or cannot be read."""
 
 

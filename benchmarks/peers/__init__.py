@@ -3,7 +3,7 @@
 from benchmarks.peers.base import Peer
 from benchmarks.peers.dicts import DiskCache, Shelve, ShelveSqlite, SqliteDict, TinyDb
 from benchmarks.peers.engines import Lmdb, LmdbSync, RocksDb, Sqlite, SqliteFull
-from benchmarks.peers.local import Dict, Floor, Microdb, MicrodbPower
+from benchmarks.peers.local import Dict, Floor, FloorInPlace, Microdb, MicrodbPower
 from benchmarks.peers.servers import Manager, Redis, RedisAlways, Ultra
 
 __all__ = ["PEERS", "Peer"]
@@ -24,6 +24,7 @@ PEERS: tuple[Peer, ...] = (
     TinyDb(),
     MicrodbPower(),
     Floor(),
+    FloorInPlace(),
     LmdbSync(),
     SqliteFull(),
     RedisAlways(),
