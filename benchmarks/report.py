@@ -157,7 +157,7 @@ def _notes(its: Sequence[Result]) -> list[str]:
         left_out |= result.left_out
     settings = its[0].settings | {"rounds": max((len(costs) for costs in its[0].costs.values()), default=0)}
     said = [f"{name}: {why}" for name, why in left_out.items()]
-    notes = ["Settings: " + ", ".join(f"{name} {setting}" for name, setting in settings.items()) + "."]
+    notes = ["Settings: " + "; ".join(f"{name}: {setting}" for name, setting in settings.items()) + "."]
     return notes + (["Left out: " + "; ".join(said) + "."] if said else [])
 
 

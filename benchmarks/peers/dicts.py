@@ -136,7 +136,7 @@ class Shelve(Peer):
 
     name: ClassVar[str] = "shelve"
     is_threaded: ClassVar[bool] = False
-    records_max: ClassVar[int] = 200_000
+    records_max: ClassVar[int] = 20_000
 
     def open(self, folder: str, fields: tuple[str, ...]) -> Store:
         return _MappingStore(shelve.open(os.path.join(folder, "shelf")), fields)
@@ -147,7 +147,7 @@ class ShelveSqlite(Peer):
 
     name: ClassVar[str] = "shelve, dbm.sqlite3"
     is_threaded: ClassVar[bool] = False
-    records_max: ClassVar[int] = 200_000
+    records_max: ClassVar[int] = 20_000
 
     def missing(self) -> str | None:
         return None if sys.version_info >= (3, 13) else "dbm.sqlite3 came with Python 3.13: run it with that"

@@ -53,7 +53,8 @@ def stalling(plan: Plan) -> Iterator[Result]:
                     ("microdb, without a save", None): _longest(plan, crew, len(data.records), saves, is_saving=False),
                 }
                 group = "longest upsert during a save"
-                yield from contest(plan, group, measures, rounds=plan.file_rounds, records=len(data.records))
+                settings = {"records": len(data.records)}
+                yield from contest(plan, group, measures, rounds=plan.file_rounds, settings=settings)
 
 
 def child(name: str, path: str, size: int) -> float:

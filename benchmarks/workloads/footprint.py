@@ -29,10 +29,11 @@ def importing(plan: Plan) -> Iterator[Result]:
         ("microdb", None): _importing("microdb"),
         ("its dependencies", None): _importing(_REQUIRED),
     }
-    yield from contest(plan, "import", measures, dependencies=_REQUIRED)
+    yield from contest(plan, "import", measures, settings={"dependencies": _REQUIRED})
     code = f"{_PREPARED}; import microdb; print(sum(sys.modules.get(name) is not None for name in {_NOT_AT_ONCE}))"
     counting: dict[tuple[str, int | None], Measure] = {("microdb", None): lambda: _run(code)}
-    yield from contest(plan, "modules imported early", counting, unit="n", rounds=1, modules=list(_NOT_AT_ONCE))
+    settings = {"modules": ", ".join(_NOT_AT_ONCE)}
+    yield from contest(plan, "modules imported early", counting, unit="n", rounds=1, settings=settings)
 
 
 def memory(plan: Plan) -> Iterator[Result]:

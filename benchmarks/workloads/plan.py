@@ -3,7 +3,7 @@
 import contextlib
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -133,7 +133,7 @@ def contest(
     x_label: str = "",
     unit: Unit = "s",
     rounds: int | None = None,
-    **settings: object,
+    settings: Mapping[str, object] | None = None,
 ) -> list[Result]:
     """Run contestants, each of a name and an x, in the same rounds; one result for each x.
 
@@ -153,7 +153,7 @@ def contest(
         plan.tell(f"  {name} @ {x}: {why}")
     results = []
     for x in dict.fromkeys(x for _, x in measures):
-        result = Result(group, x, x_label, unit, settings={"seconds": plan.seconds, **settings})
+        result = Result(group, x, x_label, unit, settings={"seconds": plan.seconds, **(settings or {})})
         result.costs = {name: cost for (name, its), cost in costs.items() if its == x}
         result.left_out = (left_out or {}) | {name: why for (name, its), why in failed.items() if its == x}
         results.append(result)

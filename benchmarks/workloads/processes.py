@@ -49,9 +49,13 @@ def ycsb(plan: Plan) -> Iterator[Result]:
                 for name, crew in crews.items()
                 for count in plan.processes
             }
-            left_out = field.left_out
             yield from contest(
-                plan, f"YCSB {mix}", measures, left_out=left_out, x_label="processes", records=plan.table
+                plan,
+                f"YCSB {mix}",
+                measures,
+                left_out=field.left_out,
+                x_label="processes",
+                settings={"records": plan.table},
             )
         for its in ledger.values():
             its.check()
@@ -67,7 +71,8 @@ def catch_up(plan: Plan) -> Iterator[Result]:
             for name, crew in crews.items():
                 measures[name, backlog] = _catching_up(crew, field.stores[name], plan.table, backlog)
             measures["unpackb + dict", backlog] = _unpacking(plan.table, backlog)
-        yield from contest(plan, "catch up", measures, left_out=field.left_out, x_label="changes", records=plan.table)
+        settings = {"records": plan.table}
+        yield from contest(plan, "catch up", measures, left_out=field.left_out, x_label="changes", settings=settings)
 
 
 def _is_shared(peer: Peer) -> bool:

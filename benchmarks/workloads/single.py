@@ -40,10 +40,11 @@ def real_data(plan: Plan) -> Iterator[Result]:
         with Field.of(plan, data, _is_quick) as field:
             keys = _Keys(data, draws.uniform, _DRAWN // 10)
             measures = {(peer, None): _reading(plan, store, keys) for peer, store in field.stores.items()}
-            size = len(data.records)
-            yield from contest(plan, f"read, {name}", measures, left_out=field.left_out, records=size)
+            settings = {"records": len(data.records)}
+            yield from contest(plan, f"read, {name}", measures, left_out=field.left_out, settings=settings)
             measures = {(peer, None): _batching(plan, store, data) for peer, store in field.stores.items()}
-            yield from contest(plan, f"upsert_many, {name}", measures, left_out=field.left_out, records=size)
+            settings |= {"batch": BATCH}
+            yield from contest(plan, f"upsert_many, {name}", measures, left_out=field.left_out, settings=settings)
 
 
 def upserts(plan: Plan) -> Iterator[Result]:
@@ -61,8 +62,8 @@ def batches(plan: Plan) -> Iterator[Result]:
     data = synthetic(plan.table)
     with Field.of(plan, data, _is_quick) as field:
         measures = {(peer, None): _batching(plan, store, data) for peer, store in field.stores.items()}
-        left_out = field.left_out
-        yield from contest(plan, "upsert_many", measures, left_out=left_out, records=plan.table, batch=BATCH)
+        settings = {"records": plan.table, "batch": BATCH}
+        yield from contest(plan, "upsert_many", measures, left_out=field.left_out, settings=settings)
 
 
 def _is_quick(peer: Peer) -> bool:
@@ -109,15 +110,9 @@ def _upserts(plan: Plan, group: str, wanted: Callable[[Peer], bool]) -> Iterator
             for count in plan.threads
             if count == 1 or peer not in alone
         }
-        yield from contest(
-            plan,
-            group,
-            measures,
-            left_out=slow.left_out,
-            x_label="threads",
-            records=plan.table,
-            small=list(slow.stores),
-        )
+        smaller = {"with 1,000 records": ", ".join(slow.stores)} if slow.stores else {}
+        settings = {"records": plan.table} | smaller
+        yield from contest(plan, group, measures, left_out=slow.left_out, x_label="threads", settings=settings)
 
 
 def _only(left_out: dict[str, str], wanted: Callable[[Peer], bool]) -> Callable[[Peer], bool]:
