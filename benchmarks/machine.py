@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Final
 
-__all__ = ["describe", "load"]
+__all__ = ["describe"]
 
 _PACKAGES: Final = (
     *("microdb", "filelock", "msgpack", "msgspec", "portalocker"),
@@ -19,7 +19,7 @@ _PACKAGES: Final = (
 
 
 def describe(folder: str) -> dict[str, str]:
-    """What the figures depend on.
+    """What the figures depend on. The load before tells how many processes wanted to run: they mean noise.
 
     Args:
         folder: Where the databases are made: its file system counts.
@@ -29,16 +29,11 @@ def describe(folder: str) -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "file system": _file_system(folder),
-        "load before": f"{load():.2f}",
+        "load before": f"{os.getloadavg()[0]:.2f}",
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
         "packages": ", ".join(f"{name} {version}" for name, version in _versions().items()),
     }
-
-
-def load() -> float:
-    """How many processes wanted to run in the last minute: anything beside the benchmark means noise."""
-    return os.getloadavg()[0]
 
 
 def _processor() -> str:

@@ -140,13 +140,13 @@ def _cells(result: Result, name: str) -> tuple[str, str]:
         return "", ""
     median, low, high = value(costs)
     shown = f"{amount(median, result.unit)} ({amount(low, result.unit)} … {amount(high, result.unit)})"
-    mine = reference(result)
+    mine = _reference(result)
     if mine is None or mine == name or not all(result.costs[mine]):
         return shown, ""
     return shown, _digits(ratio(costs, result.costs[mine]).median)
 
 
-def reference(result: Result) -> str | None:
+def _reference(result: Result) -> str | None:
     """Whom the others are compared with."""
     return next((name for name in ("microdb", "microdb, power") if name in result.costs), None)
 

@@ -83,7 +83,7 @@ class Peer(Protocol):
         ...
 
 
-def encode_key(key: Key) -> bytes:
+def encode_key(key: Sequence[str]) -> bytes:
     """A key as bytes, for stores that have no tuples."""
     return "\0".join(key).encode()
 

@@ -4,8 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgpack
 
@@ -14,8 +13,8 @@ from benchmarks.peers.base import Peer, Store, encode_key, not_installed
 
 __all__ = ["Lmdb", "LmdbSync", "RocksDb", "Sqlite", "SqliteFull"]
 
-MAP_BYTES = 8 << 30
-WAIT_S = 60.0
+_MAP_BYTES: Final = 8 << 30
+_WAIT_S: Final = 60.0
 
 
 class _LmdbStore(Store):
@@ -23,7 +22,7 @@ class _LmdbStore(Store):
         import lmdb
 
         self._fields = fields
-        self._env = lmdb.open(os.path.join(folder, "lmdb"), map_size=MAP_BYTES, sync=sync, max_readers=512)
+        self._env = lmdb.open(os.path.join(folder, "lmdb"), map_size=_MAP_BYTES, sync=sync, max_readers=512)
 
     def get(self, key: Key) -> Record:
         with self._env.begin(buffers=True) as transaction:
@@ -50,6 +49,12 @@ class _LmdbStore(Store):
         for key in keys:
             with begin(buffers=True) as transaction:
                 unpackb(transaction.get("\0".join(key).encode()))
+
+    def write(self, records: Iterable[Record]) -> None:
+        begin, packb, fields = self._env.begin, msgpack.packb, self._fields
+        for record in records:
+            with begin(write=True) as transaction:
+                transaction.put("\0".join([record[field] for field in fields]).encode(), packb(record))
 
 
 class Lmdb(Peer):
@@ -92,7 +97,7 @@ class _SqliteStore(Store):
         try:
             return self._threads.connection
         except AttributeError:
-            connection = sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             connection.execute("CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, record BLOB) WITHOUT ROWID")
@@ -127,6 +132,11 @@ class _SqliteStore(Store):
         for key in keys:
             unpackb(execute(select, ("\0".join(key),)).fetchone()[0])
 
+    def write(self, records: Iterable[Record]) -> None:
+        execute, packb, upsert, fields = self._connection().execute, msgpack.packb, self._UPSERT, self._fields
+        for record in records:
+            execute(upsert, ("\0".join([record[field] for field in fields]), packb(record)))
+
 
 class Sqlite(Peer):
     """SQLite in WAL mode; synchronous NORMAL is what its documentation recommends there."""
@@ -153,7 +163,7 @@ class _RocksStore(Store):
         import rocksdict
 
         path = os.path.join(folder, "rocks")
-        self._key_of = itemgetter(*fields) if len(fields) > 1 else lambda record: (record[fields[0]],)
+        self._fields = fields
         self._batch = lambda: rocksdict.WriteBatch(raw_mode=True)
         self._rocks = rocksdict.Rdict(path, options=rocksdict.Options(raw_mode=True))
 
@@ -161,12 +171,12 @@ class _RocksStore(Store):
         return msgpack.unpackb(self._rocks[encode_key(key)])
 
     def put(self, record: Record) -> None:
-        self._rocks[encode_key(self._key_of(record))] = msgpack.packb(record)
+        self._rocks[encode_key([record[field] for field in self._fields])] = msgpack.packb(record)
 
     def put_many(self, records: Sequence[Record]) -> None:
         batch, pack = self._batch(), msgpack.Packer().pack
         for record in records:
-            batch.put(encode_key(self._key_of(record)), pack(record))
+            batch.put(encode_key([record[field] for field in self._fields]), pack(record))
         self._rocks.write(batch)
 
     def count(self) -> int:
@@ -174,6 +184,16 @@ class _RocksStore(Store):
 
     def close(self) -> None:
         self._rocks.close()
+
+    def read(self, keys: Iterable[Key]) -> None:
+        rocks, unpackb = self._rocks, msgpack.unpackb
+        for key in keys:
+            unpackb(rocks["\0".join(key).encode()])
+
+    def write(self, records: Iterable[Record]) -> None:
+        rocks, packb, fields = self._rocks, msgpack.packb, self._fields
+        for record in records:
+            rocks["\0".join([record[field] for field in fields]).encode()] = packb(record)
 
 
 class RocksDb(Peer):

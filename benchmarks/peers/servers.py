@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 import msgpack
@@ -17,7 +17,7 @@ from benchmarks.peers.base import Peer, Store, encode_key, not_installed
 
 __all__ = ["Manager", "Redis", "RedisAlways", "Ultra"]
 
-START_S: Final = 10.0
+_START_S: Final = 10.0
 _AUTH: Final = b"benchmark"
 
 
@@ -86,6 +86,11 @@ class _UltraStore(_ProxyStore):
 
     def get(self, key: Key) -> Record:
         return self.mapping[key].copy()
+
+    def read(self, keys: Iterable[Key]) -> None:
+        mapping = self.mapping
+        for key in keys:
+            mapping[key].copy()
 
 
 class Ultra(Peer):
@@ -174,7 +179,7 @@ class Redis(Peer):
 def _wait_for(folder: str) -> None:
     import redis
 
-    until = time.monotonic() + START_S
+    until = time.monotonic() + _START_S
     while True:
         try:
             with redis.Redis(unix_socket_path=os.path.join(folder, "redis.sock")) as client:
