@@ -155,9 +155,15 @@ def _notes(its: Sequence[Result]) -> list[str]:
     left_out: dict[str, str] = {}
     for result in its:
         left_out |= result.left_out
-    settings = its[0].settings | {"rounds": max((len(costs) for costs in its[0].costs.values()), default=0)}
+    shown: dict[str, list[str]] = {}
+    for result in its:
+        rounds = max((len(costs) for costs in result.costs.values()), default=0)
+        for name, setting in (result.settings | {"rounds": rounds}).items():
+            shown.setdefault(name, []).append(str(setting))
     said = [f"{name}: {why}" for name, why in left_out.items()]
-    notes = ["Settings: " + "; ".join(f"{name}: {setting}" for name, setting in settings.items()) + "."]
+    notes = [
+        "Settings: " + "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in shown.items()) + "."
+    ]
     return notes + (["Left out: " + "; ".join(said) + "."] if said else [])
 
 

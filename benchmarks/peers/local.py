@@ -105,7 +105,7 @@ class _DictStore(Store):
 
 
 class Dict(Peer):
-    """A plain dict, copying in and out: the limit, which shares and keeps nothing."""
+    """A plain dict, copying in and out, one level deep: the limit, which shares and keeps nothing."""
 
     name: ClassVar[str] = "dict"
 
