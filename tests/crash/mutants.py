@@ -38,6 +38,9 @@ class Mutant(NamedTuple):
     tests: str
 
 
+_OVERLAY = (
+    "    overlay = Overlay() if chosen is None else overlay_of(chosen.run.payloads, log.keys, chosen.log.file.path)"
+)
 _FSYNC = "tests/crash/test_failed_fsync.py"
 _KILLS = "tests/crash/test_syscall_kills.py"
 _POWER = "tests/crash/test_power_cut.py"
@@ -98,6 +101,58 @@ MUTANTS = [
         "            file.write_at(data, after.offset)\n",
         "            words[HEAD] = end.head\n            file.write_at(data, after.offset)\n",
         f"{_KILLS} -k inside_a_write",
+    ),
+    Mutant(
+        "an append publishes with two stores",
+        "wal/file_log.py",
+        "            words[HEAD] = end.head\n",
+        "            words[HEAD] = end.head >> 16 << 16\n            words[HEAD] = end.head\n",
+        f"{_KILLS} -m long -k 'any_store and upsert'",
+    ),
+    Mutant(
+        "a dead owner's write is not taken back",
+        "wal/file_log.py",
+        "        if self.words[DIRTY]:\n            self.repair()\n",
+        "",
+        f"{_KILLS} -m long -k 'any_store and upsert'",
+    ),
+    Mutant(
+        "the old log is put away before the folder of the snapshot is fsynced",
+        "save.py",
+        """        log.files.sync_folder(log.paths.parent)
+        log.publish_generation(end.generation, end.offset, salt)
+""",
+        """        log.publish_generation(end.generation, end.offset, salt)
+        log.files.sync_folder(log.paths.parent)
+""",
+        "tests/crash/test_crash_states.py",
+    ),
+    Mutant(
+        "a log is cut before all in it was read",
+        "recovery.py",
+        f"{_OVERLAY}\n"
+        "    if log.read_only:\n"
+        "        return _start_read_only(found, decision, overlay, log)\n"
+        "    end = apply(found, decision, log, header_file)\n",
+        "    end = apply(found, decision, log, header_file) if not log.read_only else None\n"
+        f"{_OVERLAY}\n"
+        "    if log.read_only:\n"
+        "        return _start_read_only(found, decision, overlay, log)\n",
+        "tests/test_handle.py",
+    ),
+    Mutant(
+        "filelock is called where a signal handler may come",
+        "locks.py",
+        "            self._is_threaded = _thread.start_new_thread(self._run, ()) is not None\n",
+        "            raise RuntimeError\n",
+        "tests/test_locks.py",
+    ),
+    Mutant(
+        "a handler waits for who waits for the reader that it interrupted",
+        "locks.py",
+        "        if timeout_s != 0:\n            self.check_may_wait()\n",
+        "",
+        "tests/test_handle.py --timeout 20",
     ),
     Mutant(
         "a dead saver's switch is not finished",
