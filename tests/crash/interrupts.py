@@ -245,6 +245,8 @@ class Scene:
     def tear(self):
         """Close it, and leave behind its log what a writer that died there would."""
         self.close()
+        for file in self.folder.glob("*.torn"):
+            file.unlink()  # Else there are more places each time, and no end.
         with max(self.folder.glob("*.log")).open("ab") as log:
             log.write(b"torn" * 9)
 
