@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def legacy(tmp_path):
         return Path(shutil.copy(DATA / "legacy" / name, tmp_path / name))
 
     return _copy
+
+
+@pytest.fixture
+def _strace():
+    """Skips where strace cannot be used."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("strace may trace nothing here")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import collections
 import functools
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -52,14 +51,6 @@ with microdb.MicroDB(sys.argv[1], ["id"], durability=sys.argv[2]) as mdb:
         (n,) in mdb
     mark("end")
 """
-
-
-@pytest.fixture
-def _strace():
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("strace may trace nothing here")
 
 
 @pytest.fixture

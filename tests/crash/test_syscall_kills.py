@@ -7,7 +7,6 @@ that is open all the time. It takes about ten minutes, less with `--basetemp` on
 import itertools
 import random
 import shutil
-import subprocess
 
 import pytest
 
@@ -33,14 +32,6 @@ def nursery(library, tmp_path_factory):
 @pytest.fixture
 def lab(nursery, tmp_path):
     return Laboratory(tmp_path, nursery)
-
-
-@pytest.fixture
-def _strace():
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("strace may trace nothing here")
 
 
 @pytest.fixture
