@@ -617,14 +617,16 @@ def test_a_save_that_fails_lets_the_next_one_in(path):
         pass
 
 
-@pytest.mark.parametrize("step", ["take", "let_go"])
-def test_an_interrupt_of_a_save_leaves_the_save_lock_free_for_others_and_for_its_own_thread(path, monkeypatch, step):
+@pytest.mark.parametrize(("step", "is_after"), [("take", False), ("take", True), ("let_go", False), ("let_go", True)])
+def test_an_interrupt_of_a_save_leaves_the_save_lock_free_for_others_and_for_its_own_thread(
+    path, monkeypatch, step, is_after
+):
     lock = WriteLock()
     sound = getattr(locks._Holder, step)
 
     def interrupted(holder):
         monkeypatch.setattr(locks._Holder, step, sound)
-        if step == "take":
+        if is_after:
             sound(holder)
         raise KeyboardInterrupt
 
