@@ -96,6 +96,7 @@ class Bomb:
         error: What it raises.
         met: How many places were met.
         where: The place where it went off; None if it did not.
+        is_amid: Whether another exception was being handled there.
     """
 
     def __init__(self, error, number, *, lines):
@@ -103,6 +104,7 @@ class Bomb:
         self.number = number
         self.met = 0
         self.where = None
+        self.is_amid = False
         self._event = "line" if lines else "opcode"
         self._places = line_starts if lines else checkpoints
         self._returned_to = None
@@ -139,6 +141,7 @@ class Bomb:
             self.met += 1
             if self.met == self.number:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_qualname}"
+                self.is_amid = sys.exc_info()[0] is not None
                 raise self.error
         return self._trace
 

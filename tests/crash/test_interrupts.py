@@ -17,11 +17,7 @@ from microdb.files import File, Files
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
 
-LEAKY = (
-    *("File.__del__", "File.close", "File.__init__", "Files.open", "Files.create", "Files.sync_folder"),
-    # A tracer that raises as another exception is being handled makes Python 3.11 itself lose the frame.
-    *("_GeneratorContextManager.__exit__", "is_alone"),
-)
+LEAKY = ("File.__del__", "File.close", "File.__init__", "Files.open", "Files.create", "Files.sync_folder")
 """Where one descriptor is lost if an exception comes right there: Python can make no integer and its owner at once, nor
 is it made to end a finalizer that was interrupted. No lock is lost with it: they are taken later, and let go before."""
 
@@ -102,8 +98,13 @@ def test_whatever_is_raised_at_any_place_leaves_memory_as_the_disk_and_nothing_l
         bomb = Bomb(kind("bomb"), number, lines=lines)
         try:
             went_off = go_off(scene, act, bomb)
-            is_more = len(descriptors()) > before and not bomb.where.endswith(LEAKY)
-            if is_more and grows(scene, act, [Bomb(kind("bomb"), number, lines=lines) for _ in range(3)]):
+            # A tracer that raises amid another exception makes Python 3.11 itself lose the frame.
+            is_known = bomb.is_amid or (bomb.where or "").endswith(LEAKY)
+            if (
+                len(descriptors()) > before
+                and not is_known
+                and grows(scene, act, [Bomb(kind("bomb"), number, lines=lines) for _ in range(3)])
+            ):
                 leaks.append(bomb.where)
         except Exception as error:
             failures.append(f"{bomb.where}: {error!r:.300}")
