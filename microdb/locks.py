@@ -89,7 +89,7 @@ class WriteLock:
         self.writing: object | None = None
         self.savers: set[int] = set()
         self._abandoned: Level | None = None
-        self._tables: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+        self._tables: tuple[weakref.ref[threading.RLock], ...] = ()
         _every_lock.add(self)
 
     def tell_owner_in(self, words: memoryview | None) -> None:
@@ -103,15 +103,20 @@ class WriteLock:
 
     def comes_before(self, table_lock: threading.RLock) -> None:
         """Note that whoever holds it may wait for the lock of a table, so that nobody does the reverse."""
-        self._tables.add(table_lock)
+        # Replaced, not changed: another thread may be going through it.
+        with _write_locks_guard:
+            known = (table for table in self._tables if table() is not None)
+            self._tables = (*known, weakref.ref(table_lock))
 
     def check_may_wait(self) -> None:
         """Raises ReentrantError if the calling thread holds a table for which the owner of this lock may be waiting.
 
         Only a signal handler that interrupted a read of that table can get here so.
         """
-        for table_lock in list(self._tables):
-            refuse_reentry(table_lock)
+        for table in self._tables:
+            table_lock = table()
+            if table_lock is not None:
+                refuse_reentry(table_lock)
 
     def is_mine(self) -> bool:
         """Whether the calling thread holds it, or is first in its queue."""

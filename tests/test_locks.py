@@ -666,6 +666,18 @@ def test_a_save_goes_on_where_no_more_threads_can_be_started(path, monkeypatch):
             pass
 
 
+def test_a_table_that_is_gone_keeps_nobody_from_waiting(path):
+    lock, table, gone = WriteLock(), threading.RLock(), threading.RLock()
+    for one in (gone, table):
+        lock.comes_before(one)
+    del gone, one
+    lock.check_may_wait()
+    lock.comes_before(threading.RLock())
+    with table, pytest.raises(ReentrantError):
+        lock.check_may_wait()
+    lock.check_may_wait()
+
+
 def test_a_save_lock_that_nobody_wants_any_more_is_not_taken(path):
     """Whoever waited for it has been interrupted."""
     assert locks._Holder(path, None)._acquired() is None
