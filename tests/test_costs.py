@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import gc
 import itertools
 import re
 import subprocess
@@ -136,12 +137,15 @@ def _kept_blocks(operation):
     """How many blocks of memory the results of an operation hold, one by the other."""
     count = 1_000
     kept = [None] * count
+    gc.collect()
+    gc.disable()  # What other tests left behind must not go in the middle.
     for _ in range(2):  # The second time free lists of the interpreter are as empty as they get.
         before = sys.getallocatedblocks()
         for n in range(count):
             kept[n] = operation()
         after = sys.getallocatedblocks()
         held, kept = kept, [None] * count
+    gc.enable()
     assert len(held) == count
     return round((after - before) / count, 1)
 
