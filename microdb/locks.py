@@ -48,6 +48,7 @@ _UNLOCK: Final = int(LockFlags.UNBLOCK)
 
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
+_WAIT_S: Final = 0.1
 
 _REENTRANT: Final = "a signal handler called into a read, write or save that it had interrupted; let it return first"
 
@@ -141,7 +142,9 @@ class WriteLock:
         if timeout_s != 0:
             self.check_may_wait()
         if timeout_s is None:
-            self._threads.acquire()
+            # A signal that comes just before a wait is not seen by it: so none is without an end.
+            while not self._threads.acquire(timeout=_WAIT_S):
+                pass
             return None
         deadline = time.monotonic() + timeout_s
         if not self._threads.acquire(timeout=min(max(timeout_s, 0), threading.TIMEOUT_MAX)):
@@ -392,7 +395,8 @@ class _Holder:
         except RuntimeError:  # There can be no more threads; as in a process that is at its end.
             self._is_inline = True
             self._try()
-        self._settled.acquire()
+        while not self._settled.acquire(timeout=_WAIT_S):  # As in `enter_queue`.
+            pass
         if self._error is not None:
             raise self._error
 
