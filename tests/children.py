@@ -1,10 +1,13 @@
 """What tests run in other processes, and how they start it. Children report through pipes; nobody sleeps."""
 
 import contextlib
+import gc
 import multiprocessing as mp
 import os
+import resource
 import sys
 import traceback
+from pathlib import Path
 
 import microdb
 
@@ -72,6 +75,20 @@ def forked(body):
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def with_little_memory(margin, body):
+    """What ``body()`` raised while this process could have only `margin` bytes more than it has."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + margin, limits[1]))
+    try:
+        body()
+    except Exception as error:
+        return error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def write_numbers(pipe, path, writer, count, options):

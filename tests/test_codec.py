@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from children import forked, with_little_memory
 from microdb.errors import RecordError
 from microdb.keys import PartitionKeys
 from microdb.values import DEPTH_MAX, FORMS, Nested, stored
@@ -30,6 +31,7 @@ from strategies import same
 KEYS = PartitionKeys(["job", "name"])
 
 TUPLE, DATETIME = 1, 7
+MIB = 1 << 20
 
 
 def ext(code, data):
@@ -301,6 +303,18 @@ def test_deep_extensions_are_refused_by_codec_error_and_not_by_a_crash(depth):
         return 1
 
     assert result_in_a_child(refused, 8 << 20) == 0
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: ext(TUPLE, value)], ids=["plain", "in a tuple"])
+def test_lists_that_declare_more_than_memory_holds_are_refused_if_they_end_before(wrap):
+    deep = wrap((b"\xdd" + struct.pack(">I", 10_000)) * 1000 + b"\xc0" * 10_000)
+    whole = wrap(b"\xdd" + struct.pack(">I", 8 * MIB) + b"\xc0" * 8 * MIB)
+
+    def decode_them():
+        assert type(with_little_memory(32 * MIB, lambda: decode(upsert_of(deep), KEYS))) is CodecError
+        assert type(with_little_memory(32 * MIB, lambda: decode(upsert_of(whole), KEYS))) is MemoryError
+
+    assert forked(decode_them) == 0
 
 
 @pytest.mark.parametrize("stack_bytes", [1 << 18, 1 << 19, 1 << 20, 8 << 20])  # A thread has 512 KiB on macOS.

@@ -11,7 +11,7 @@ in `values.FORMS` and whose data is the form's plain value, packed.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import msgpack
@@ -61,7 +61,11 @@ def _pack(value: Any) -> bytes:
 
 
 def _unpack(data: bytes | memoryview) -> Any:
-    return msgpack.unpackb(data, ext_hook=_EXT_HOOKS[0], strict_map_key=False)
+    try:
+        return msgpack.unpackb(data, ext_hook=_EXT_HOOKS[0], strict_map_key=False)
+    except MemoryError:
+        _check_is_whole(data)
+        raise
 
 
 def _ext_hook(depth: int, code: int, data: bytes) -> Any:
@@ -69,15 +73,31 @@ def _ext_hook(depth: int, code: int, data: bytes) -> Any:
         raise ValueError("nested too deep")
     # An Unpacker keeps its stack on the heap. That of `unpackb` takes so much of the thread's own that a few dozen
     # calls inside one another overflow it, which no exception can tell.
-    size = len(data) + 1
-    unpacker = msgpack.Unpacker(
-        None, ext_hook=_EXT_HOOKS[depth + 1], strict_map_key=False, read_size=size, max_buffer_size=size
-    )
-    unpacker.feed(data)
-    plain = unpacker.unpack()
+    unpacker = _unpacker(data, _EXT_HOOKS[depth + 1])
+    try:
+        plain = unpacker.unpack()
+    except MemoryError:
+        _check_is_whole(data)
+        raise
     if unpacker.tell() != len(data):
         raise ValueError("more than one value")
     return _FORM_OF_CODE[code].from_plain(plain)
+
+
+def _unpacker(data: bytes | memoryview, ext_hook: Callable[[int, bytes], Any]) -> msgpack.Unpacker:
+    size = len(data) + 1
+    unpacker = msgpack.Unpacker(None, ext_hook=ext_hook, strict_map_key=False, read_size=size, max_buffer_size=size)
+    unpacker.feed(data)
+    return unpacker
+
+
+def _check_is_whole(data: bytes | memoryview) -> None:
+    """Raises one of `_DECODE_ERRORS` if the data ends before what it declares.
+
+    For msgpack makes room for each list as long as it is said to be: lists in one another may ask for a thousand times
+    the data. Going over it takes none.
+    """
+    _unpacker(data, msgpack.ExtType).skip()
 
 
 _EXT_HOOKS: Final = tuple(functools.partial(_ext_hook, depth) for depth in range(DEPTH_MAX + 4))

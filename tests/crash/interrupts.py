@@ -15,7 +15,6 @@ import inspect
 import itertools
 import os
 import random
-import resource
 import sys
 import threading
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import microdb
-from children import spawned
+from children import spawned, with_little_memory
 
 try:
     import _testcapi
@@ -603,17 +602,3 @@ def _grow_in_transaction(mdb, big):
     with mdb.transaction():
         mdb.pop((0,), None)
         mdb.upsert_many([big, {"id": 0, "text": "x" * 1_000}])
-
-
-def with_little_memory(margin, body):
-    """What ``body()`` raised while this process could have only `margin` bytes more than it has."""
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + margin, limits[1]))
-    try:
-        body()
-    except Exception as error:
-        return error
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
