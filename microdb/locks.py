@@ -142,9 +142,7 @@ class WriteLock:
         if timeout_s != 0:
             self.check_may_wait()
         if timeout_s is None:
-            # A signal that comes just before a wait is not seen by it: so none is without an end.
-            while not self._threads.acquire(timeout=_WAIT_S):
-                pass
+            self._threads.acquire()
             return None
         deadline = time.monotonic() + timeout_s
         if not self._threads.acquire(timeout=min(max(timeout_s, 0), threading.TIMEOUT_MAX)):
@@ -366,6 +364,10 @@ def save_lock(lock: WriteLock, path: str, timeout_s: float | None) -> Iterator[N
         raise
 
 
+class _Life:
+    """An argument of a thread that refers to it until it ends, also if there is no memory to begin with."""
+
+
 class _Holder:
     """Holds a FileLock in a thread of its own, where no signal handler can interrupt what filelock does.
 
@@ -383,20 +385,25 @@ class _Holder:
         self._ended = threading.Lock()
         self._pid = os.getpid()
         self._is_threaded = self._is_inline = False
+        self._life: weakref.ref[_Life] = weakref.ref(_Life())
 
     def take(self) -> None:
         """Return when it is held; or raise why not."""
         self._settled.acquire()
         self._wanted.acquire()
         self._ended.acquire()
+        life = _Life()
+        self._life = weakref.ref(life)
         try:
             # Not a `threading.Thread`, which waits for its own beginning: an interrupt leaves that with a lock held.
-            self._is_threaded = _thread.start_new_thread(self._run, ()) is not None
+            self._is_threaded = _thread.start_new_thread(self._run, (life,)) is not None
         except RuntimeError:  # There can be no more threads; as in a process that is at its end.
-            self._is_inline = True
-            self._try()
-        while not self._settled.acquire(timeout=_WAIT_S):  # As in `enter_queue`.
-            pass
+            self._try_inline()
+        del life
+        # A signal that comes just before a wait is not seen by it: so this one has an end, and is begun anew.
+        while not self._settled.acquire(timeout=_WAIT_S):
+            if self._life() is None and self._settled.locked():
+                self._try_inline()
         if self._error is not None:
             raise self._error
 
@@ -407,10 +414,17 @@ class _Holder:
         if self._is_inline:
             self._release()
         elif self._is_threaded and self._pid == os.getpid():
-            with self._ended:
-                return
+            while not self._ended.acquire(timeout=_WAIT_S) and self._life() is not None:
+                pass
+            with contextlib.suppress(RuntimeError):  # It ended between the two.
+                self._ended.release()
 
-    def _run(self) -> None:  # pragma: no cover  # No tracer is told of such a thread.
+    def _try_inline(self) -> None:
+        self._is_inline = True
+        self._try()
+
+    def _run(self, life: "_Life") -> None:  # pragma: no cover  # No tracer is told of such a thread.
+        del life
         try:
             self._try()
             self._wanted.acquire()

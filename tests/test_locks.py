@@ -762,3 +762,29 @@ def test_a_forgotten_block_takes_the_lock_from_no_block_that_has_begun_since():
     with held(lock, None):
         assert lock.depth == 1
     assert not lock.is_mine()
+
+
+def test_a_save_lock_for_whose_thread_there_was_no_memory_is_held_without_one(path, monkeypatch):
+    """Such a thread has begun, and ends before it comes to any code of ours."""
+    start = locks._thread.start_new_thread
+    monkeypatch.setattr(locks._thread, "start_new_thread", lambda _, args: start(lambda *_: None, args))
+    with save_lock(WriteLock(), path, 0), pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, SOON_S):
+        pass
+    monkeypatch.undo()
+    with save_lock(WriteLock(), path, 0):
+        pass
+
+
+def test_an_interrupt_before_a_save_knows_that_its_thread_has_ended_does_not_wait_for_that(path, monkeypatch):
+    start = locks._thread.start_new_thread
+
+    def start_and_interrupt(_, args):
+        monkeypatch.setattr(locks._Holder, "_try_inline", interrupted)
+        return start(lambda *_: None, args)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(locks._thread, "start_new_thread", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt), save_lock(WriteLock(), path, 0):
+        pass
