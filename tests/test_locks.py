@@ -788,3 +788,23 @@ def test_an_interrupt_before_a_save_knows_that_its_thread_has_ended_does_not_wai
     monkeypatch.setattr(locks._thread, "start_new_thread", start_and_interrupt)
     with pytest.raises(KeyboardInterrupt), save_lock(WriteLock(), path, 0):
         pass
+
+
+def test_a_save_that_waits_for_another_one_for_longer_than_one_look_is_refused_in_time(path):
+    with save_lock(WriteLock(), path, None), pytest.raises(LockTimeoutError), save_lock(WriteLock(), path, 0.25):
+        pass
+
+
+def test_a_save_lock_is_free_when_the_block_has_ended_however_long_that_takes(path, monkeypatch):
+    release = filelock.FileLock.release
+
+    def release_late(lock):
+        threading.Event().wait(0.25)
+        release(lock)
+
+    monkeypatch.setattr(filelock.FileLock, "release", release_late)
+    with save_lock(WriteLock(), path, None):
+        pass
+    monkeypatch.undo()
+    with save_lock(WriteLock(), path, 0):
+        pass

@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant(
         "filelock is called where a signal handler may come",
         "locks.py",
-        "            self._is_threaded = _thread.start_new_thread(self._run, ()) is not None\n",
+        "            self._is_threaded = _thread.start_new_thread(self._run, (life,)) is not None\n",
         "            raise RuntimeError\n",
         "tests/test_locks.py",
     ),
