@@ -798,9 +798,9 @@ def test_a_save_that_waits_for_another_one_for_longer_than_one_look_is_refused_i
 def test_a_save_lock_is_free_when_the_block_has_ended_however_long_that_takes(path, monkeypatch):
     release = filelock.FileLock.release
 
-    def release_late(lock):
+    def release_late(lock, **how):
         threading.Event().wait(0.25)
-        release(lock)
+        release(lock, **how)
 
     monkeypatch.setattr(filelock.FileLock, "release", release_late)
     with save_lock(WriteLock(), path, None):
