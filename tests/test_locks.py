@@ -808,3 +808,22 @@ def test_a_save_lock_is_free_when_the_block_has_ended_however_long_that_takes(pa
     monkeypatch.undo()
     with save_lock(WriteLock(), path, 0):
         pass
+
+
+def test_a_ctrl_c_that_the_system_gave_to_another_thread_ends_the_wait_for_a_save(path, monkeypatch):
+    """As one that comes just before the wait, it wakes nobody."""
+    acquire, looks = filelock.FileLock.acquire, []
+
+    def acquire_and_interrupt(*args, **how):
+        looks.append(threading.get_ident())
+        if len(looks) == 5:
+            signal.pthread_kill(looks[-1], signal.SIGINT)
+        return acquire(*args, **how)
+
+    with save_lock(WriteLock(), path, None):
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire_and_interrupt)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), save_lock(WriteLock(), path, 20):
+            pass
+    assert time.monotonic() - began < 10
+    assert looks[-1] != threading.get_ident()
