@@ -21,8 +21,9 @@ from typing import NamedTuple, Protocol
 
 from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
-from microdb.locks import held, save_lock
+from microdb.locks import held
 from microdb.paths import Paths, resolved
+from microdb.save_lock import save_lock
 from microdb.values import Record
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, split_head

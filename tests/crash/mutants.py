@@ -142,10 +142,10 @@ MUTANTS = [
     ),
     Mutant(
         "filelock is called where a signal handler may come",
-        "locks.py",
+        "save_lock.py",
         "            self._is_threaded = _thread.start_new_thread(self._run, (life,)) is not None\n",
         "            raise RuntimeError\n",
-        "tests/test_locks.py",
+        "tests/test_save_lock.py",
     ),
     Mutant(
         "a handler waits for who waits for the reader that it interrupted",

@@ -118,7 +118,7 @@ def save_until_killed(pipe, path):
 
 
 class Storm:
-    """Kill `kills` processes in all; then see what is there.
+    """Kill `kills` processes, and go on until `least` steps and reads are told; then see what is there.
 
     Attributes:
         acknowledged: How many steps were acknowledged.
@@ -128,10 +128,11 @@ class Storm:
         report: What happened, for people.
     """
 
-    def __init__(self, path, *, seed, kills, writers=6, readers=2, power=False):
+    def __init__(self, path, *, seed, kills, least=0, writers=6, readers=2, power=False):
         self.path = path
         self.random = Random(seed)
         self.kills = kills
+        self.least = least
         self.durability = "power" if power else "process"
         self.writers = range(writers)
         self.names = [*self.writers, *(f"reader {i}" for i in range(readers)), "saver"]
@@ -144,7 +145,7 @@ class Storm:
 
     def run(self):
         try:
-            while self.killed < self.kills:
+            while self.killed < self.kills or self.acknowledged < self.least or self.reads < self.least:
                 with microdb.MicroDB(self.path, KEYS) as mdb:
                     self.settle(self.writers, mdb)
                     self.compare(mdb)

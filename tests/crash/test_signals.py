@@ -17,7 +17,8 @@ from crash.signals import (
     part_of,
     wait_until_blocked,
 )
-from microdb.locks import WriteLock, save_lock
+from microdb.locks import WriteLock
+from microdb.save_lock import save_lock
 
 PLAIN = {"auto_save_bytes": 20_000}
 POWER = {"durability": "power", "auto_save_bytes": 20_000}
