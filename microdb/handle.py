@@ -180,55 +180,59 @@ class Handle:
 
     def _commit(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> None:
         """Make changes, all or none; inside a transaction of this thread, at its end."""
-        self._settle_for_write(self._timeout_s)
-        transaction = self._transaction
-        if transaction is not None and transaction.is_mine():
-            transaction.add(changes, encoded)
-        else:
-            self._append(join(encoded), changes)
+        if self._pid != os.getpid() or self._read_only or self._transaction is not None:
+            self._settle_for_write(self._timeout_s)
+            transaction = self._transaction
+            if transaction is not None and transaction.is_mine():
+                transaction.add(changes, encoded)
+                return
+        self._append(join(encoded), changes)
 
     def _append(self, payload: bytes, changes: Sequence[Change]) -> None:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
         commit = Commit(payload, changes)
+        group = [commit]
         lock = self._log.lock
         level = lock.level()
         try:
             try:
                 left_s = self._commits.enter(commit, lock, self._timeout_s)
-                if not commit.done:
-                    lock.acquire(left_s)
+                if not commit.is_done():
+                    lock.acquire_queued(left_s, self._timeout_s)
                     self._prepare_locked()
                     lock.writing = commit
-                    # Inside lock() nobody else's changes may come between.
-                    self._append_locked([commit] if level.depth > 0 else self._commits.take_all(commit))
+                    if level.depth == 0:  # Inside lock() nobody else's changes may come between.
+                        group = self._commits.take_all(commit)
+                    self._append_locked(group)
             finally:
                 self._commits.leave(commit, lock, level)
         except BaseException:
             # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
             self._commits.leave(commit, lock, level)
             raise
+        finally:
+            for follower in group:
+                follower.wake()
         position = self._position
         if position is not None and position.offset > self._auto_save.above:
             self._auto_save.consider(position.offset, self)
 
     def _append_locked(self, group: list[Commit]) -> None:
-        before = self._position
+        before, head = self._position, self._applied
         if before is None:
             raise AssertionError("whoever has caught up has a position")
         try:
             end = self._log.append([commit.payload for commit in group], before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
-            is_done = self._words[HEAD] != before.head
-            for commit in group:
-                commit.done = is_done
+            group[0].done = self._words[HEAD] != head
         with self._table_lock:
-            if self._position != before:
+            if self._position is not before:
                 return  # Another thread read in between, and has caught up with the log.
             self._position = None if self._log.keeps_all else before
             for commit in group:
                 apply(commit.changes, self._records)
-            self._position, self._applied = end, end.head
+            self._position, self._applied = end, self._words[HEAD]
             self._reflect()
 
     def _prepare_locked(self) -> None:

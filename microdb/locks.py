@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from portalocker.constants import LockFlags
@@ -69,6 +69,7 @@ class WriteLock:
     knows: a signal handler may run between taking it and any note of that.
 
     Attributes:
+        is_mine: Tells whether the calling thread holds it, or is first in its queue.
         depth: How often the thread that holds it has taken it.
         writing: What its holder is just writing, so that a signal handler which interrupts that keeps away; else None.
         savers: The threads that are saving, or wait for that: a signal handler must not wait for its own.
@@ -81,6 +82,8 @@ class WriteLock:
         self._tells_owner = False
         self._pid = os.getpid()
         self._threads = threading.RLock()
+        # Bound, for it is asked several times for each write. So `threading.Condition` asks.
+        self.is_mine: Callable[[], bool] = self._threads._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self.depth = 0
         self.writing: object | None = None
         self.savers: set[int] = set()
@@ -114,13 +117,13 @@ class WriteLock:
             if table_lock is not None:
                 refuse_reentry(table_lock)
 
-    def is_mine(self) -> bool:
-        """Whether the calling thread holds it, or is first in its queue."""
-        return _is_owned(self._threads)
-
     def level(self) -> Level:
         """Where the calling thread stands."""
         return Level(is_queued=True, depth=self.depth) if self.is_mine() else _OUTSIDE
+
+    def enter_queue_now(self) -> bool:
+        """Be first in the queue, if no other thread of this process is; whether that was so."""
+        return self.is_mine() or self._threads.acquire(blocking=False)
 
     def enter_queue(self, timeout_s: float | None) -> float | None:
         """Exclude the other threads of this process alone, to see whether the lock is needed at all.
@@ -132,7 +135,7 @@ class WriteLock:
             LockTimeoutError: They did not let it in within `timeout_s` seconds (None: for ever).
             ReentrantError: It would have to wait for a thread that may wait for this one.
         """
-        if self.is_mine() or self._threads.acquire(blocking=False):
+        if self.enter_queue_now():
             return timeout_s
         if timeout_s != 0:
             self.check_may_wait()
@@ -153,17 +156,37 @@ class WriteLock:
         """
         level = self.level()
         try:
-            left_s = self.enter_queue(timeout_s)
-            self.depth += 1
-            if self.depth == 1 and self._file is not None:
-                self._lock_file(self._file, left_s, timeout_s)
+            self.acquire_queued(self.enter_queue(timeout_s), timeout_s)
         except BaseException:
             self.return_to(level)
             raise
 
+    def acquire_queued(self, left_s: float | None, timeout_s: float | None) -> None:
+        """The second half of `acquire`: for whoever is first in the queue, and returns to where it was before.
+
+        Args:
+            left_s: How many seconds to wait at most; None: for ever.
+            timeout_s: The same as it was in the beginning, for the error.
+        """
+        self.depth += 1
+        if self.depth == 1 and self._file is not None:
+            try:
+                _flock(self._file.fd, _EXCLUSIVE_NOW)
+            except BlockingIOError:
+                self._wait_for_file(self._file, left_s, timeout_s)
+            if self._tells_owner:
+                self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
+
     def release(self) -> None:
         """Undo one `acquire` of this thread."""
-        self.return_to(Level(is_queued=self.depth > 1, depth=self.depth - 1))
+        self.leave(Level(is_queued=self.depth > 1, depth=self.depth - 1))
+
+    def leave(self, level: Level) -> None:
+        """As `return_to`, at the end of a block that may have been forked in C, which calls no hooks, meanwhile."""
+        if self._pid != os.getpid():
+            # An flock belongs to the open file, which a child shares with its parent: only the parent unlocks.
+            after_fork_in_child()
+        self.return_to(level)
 
     def return_to(self, level: Level) -> None:
         """Undo what this thread has taken since it stood at `level`."""
@@ -172,12 +195,15 @@ class WriteLock:
         if self._abandoned is not None and level.depth <= self._abandoned.depth + 1:
             level = min(level, self._abandoned)
             self._abandoned = None
-        if level.depth == 0 and self.depth > 0:
+        is_queued, depth = level
+        if depth == 0 and self.depth > 0:
             self.writing = None
-            self._unlock_file()
-        self.depth = level.depth
-        while not level.is_queued and self.is_mine():
-            self._threads.release()
+            if self._file is not None:
+                _flock(self._file.fd, _UNLOCK)
+        self.depth = depth
+        if not is_queued:
+            while self.is_mine():
+                self._threads.release()
 
     def abandon(self, level: Level) -> None:
         """As `return_to`, some time after a block that began at `level`; blocks that began since end where they would.
@@ -187,20 +213,13 @@ class WriteLock:
         if self.depth > level.depth + 1:
             self._abandoned = level
         else:
-            self.return_to(level)
+            self.leave(level)
 
-    def _lock_file(self, file: File, left_s: float | None, timeout_s: float | None) -> None:
-        try:
-            _flock(file.fd, _EXCLUSIVE_NOW)
-        except BlockingIOError:
-            if left_s is None:
-                _flock(file.fd, _EXCLUSIVE)
-            else:
-                self._poll(file, time.monotonic() + left_s, timeout_s)
-        if self._tells_owner:
-            self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
-
-    def _poll(self, file: File, deadline: float, timeout_s: float | None) -> None:
+    def _wait_for_file(self, file: File, left_s: float | None, timeout_s: float | None) -> None:
+        if left_s is None:
+            _flock(file.fd, _EXCLUSIVE)
+            return
+        deadline = time.monotonic() + left_s
         pause_s = _PAUSE_S_MIN
         while True:
             left_s = deadline - time.monotonic()
@@ -212,11 +231,6 @@ class WriteLock:
                 _flock(file.fd, _EXCLUSIVE_NOW)
                 return
 
-    def _unlock_file(self) -> None:
-        # An flock belongs to the open file, which the child of a fork shares with its parent: only the parent unlocks.
-        if self._file is not None and self._pid == os.getpid():
-            _flock(self._file.fd, _UNLOCK)
-
     def _forget(self) -> None:
         """In a child: let go of the file without unlocking it. Blocks that began in the parent still end here."""
         level = self.level()
@@ -227,6 +241,7 @@ class WriteLock:
         self._tells_owner = False
         self._pid = os.getpid()
         self._threads = threading.RLock()
+        self.is_mine = self._threads._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self.depth = level.depth
         self.writing = None
         self.savers = set()
@@ -247,7 +262,7 @@ def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
     block without leaving the lock. That is done when this generator goes, with the traceback that still refers to it.
     """
     level = lock.level()
-    leave = lock.return_to
+    leave = lock.leave
     try:
         try:
             lock.acquire(timeout_s)

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from faulty import Faulty, fail, in_thread, wait_until
+from microdb import commits
 from microdb.commits import Commit, CommitQueue
 from microdb.errors import LockTimeoutError
 from microdb.locks import WriteLock
@@ -14,11 +15,22 @@ B = {"id": "b"}
 
 
 class ScriptedLock:
-    """The queue of a lock whose answers are known beforehand: an act, and then a value or an exception."""
+    """The queue of a lock whose answers are known beforehand: an act, and then a value or an exception.
+
+    At first somebody else is in it; whoever looks once more finds that nobody is.
+    """
 
     def __init__(self, *answers):
         self.answers = list(answers)
         self.asked = []
+        self.is_free = False
+
+    def enter_queue_now(self):
+        was_free, self.is_free = self.is_free, True
+        return was_free
+
+    def check_may_wait(self):
+        pass
 
     def enter_queue(self, timeout_s):
         self.asked.append(timeout_s)
@@ -112,8 +124,8 @@ def test_leaving_twice_does_no_harm_and_leaves_alone_what_others_hold(queue, com
     lock = WriteLock()
     level = lock.level()
     waiting = other()
+    queue.enter(commit, ScriptedLock((lambda: None, None)), None)
     queue.enter(waiting, ScriptedLock((lambda: None, None)), None)
-    queue.enter(commit, lock, None)
     lock.acquire()
     lock.writing = commit
     queue.leave(commit, lock, level)
@@ -192,3 +204,80 @@ def test_an_interrupt_while_a_writer_leaves_lets_the_next_one_in(open_db, monkey
     monkeypatch.undo()
     in_thread(lambda: mdb.upsert(B))
     assert list(mdb.all()) == [A, B]
+
+
+def test_a_batch_that_was_taken_along_is_done_when_its_leader_is(queue, commit):
+    follower = other()
+    for each in (commit, follower):
+        queue.enter(each, ScriptedLock((lambda: None, None)), None)
+    assert queue.take_all(commit) == [commit, follower]
+    assert not follower.is_done()
+    commit.done = True
+    assert follower.is_done()
+
+
+def test_whoever_does_not_wait_can_be_woken_as_often_as_one_likes(queue, commit):
+    commit.wake()
+    for each in (other(), commit):
+        queue.enter(each, ScriptedLock((lambda: None, None)), None)
+    for _ in range(2):
+        commit.wake()
+        assert not commit.asleep.locked()
+
+
+def test_when_the_first_withdraws_the_next_one_is_woken_to_be_the_first(queue, commit):
+    first = other()
+    for each in (first, commit):
+        queue.enter(each, ScriptedLock((lambda: None, None)), None)
+    assert commit.asleep.locked()
+    queue.leave(first, WriteLock(), WriteLock().level())
+    assert not commit.asleep.locked()
+
+
+def test_of_several_that_wait_all_but_the_first_wait_for_their_batch_alone(open_db, monkeypatch):
+    """Else each of them would have to get the lock, only to give it back."""
+    mdb = open_db()
+    entered = []
+    enter = WriteLock.enter_queue
+    threads = [threading.Thread(target=mdb.upsert, args=({"id": name},)) for name in "wxyz"]
+    with mdb.lock():
+        monkeypatch.setattr(WriteLock, "enter_queue", lambda *args: (entered.append(args), enter(*args))[1])
+        monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(mdb._commits) == 4 and entered)
+    for thread in threads:
+        thread.join()
+    assert len(mdb) == 4
+    assert len(entered) == 1
+
+
+def test_a_batch_behind_one_of_its_own_thread_is_let_in_nevertheless(queue, commit):
+    """As that of a signal handler that has interrupted the wait for the other."""
+    lock = WriteLock()
+    outer = other()
+    queue.enter(outer, ScriptedLock((lambda: None, None)), None)
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        lock.acquire()
+        is_held.set()
+        may_end.wait()
+        lock.release()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    threading.Timer(0.2, may_end.set).start()
+    assert queue.enter(commit, lock, None) is None
+    assert lock.is_mine()
+    thread.join()
+
+
+def test_a_batch_that_sleeps_is_refused_when_its_time_is_up(queue, commit):
+    lock = WriteLock()
+    queue.enter(other(), ScriptedLock((lambda: None, None)), None)
+    in_thread(lock.acquire)
+    with pytest.raises(LockTimeoutError):
+        queue.enter(commit, lock, 0.12)
+    assert len(queue) == 1

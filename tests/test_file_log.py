@@ -16,7 +16,7 @@ from microdb.files import OS
 from microdb.keys import PartitionKeys
 from microdb.locks import is_alone
 from microdb.paths import Paths
-from microdb.wal import open_files
+from microdb.wal import file_log, open_files
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import FRAME_BYTES_MIN, OFFSET_MAX, Position, split_head
 from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES
@@ -737,7 +737,8 @@ def test_a_handle_that_is_closed_does_not_look_alive_though_a_thread_is_reading_
 def clock(monkeypatch):
     """The time of the log, which stands still until it is set."""
     now = types.SimpleNamespace(monotonic=lambda: now.time_s, time_s=1_000.0)
-    monkeypatch.setattr(open_files, "time", now)
+    for module in (file_log, open_files):
+        monkeypatch.setattr(module, "time", now)
     return now
 
 

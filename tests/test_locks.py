@@ -356,7 +356,7 @@ def interrupted_at(place, function):
 
 
 def test_an_interrupt_within_acquire_leaves_the_lock_free(path):
-    places = sorted(set(lines_of(WriteLock.acquire, WriteLock._lock_file)), key=lambda place: place[1])
+    places = sorted(set(lines_of(WriteLock.acquire, WriteLock.acquire_queued)), key=lambda place: place[1])
     left = []
     for place in places:
         lock = new_lock(path)
@@ -510,13 +510,15 @@ def test_a_return_by_a_thread_that_holds_nothing_changes_nothing(path):
 
 def test_an_interrupt_as_a_with_block_lets_go_leaves_the_lock_free(path, monkeypatch):
     lock = new_lock(path)
-    unlock = lock._unlock_file
+    flock = locks._flock
 
-    def interrupted():
-        monkeypatch.setattr(lock, "_unlock_file", unlock)
-        raise KeyboardInterrupt
+    def interrupted(fd, flags):
+        if flags == locks._UNLOCK:
+            monkeypatch.setattr(locks, "_flock", flock)
+            raise KeyboardInterrupt
+        flock(fd, flags)
 
-    monkeypatch.setattr(lock, "_unlock_file", interrupted)
+    monkeypatch.setattr(locks, "_flock", interrupted)
     with pytest.raises(KeyboardInterrupt), held(lock, None):
         pass
     assert (lock.depth, is_free(path)) == (0, True)

@@ -147,11 +147,11 @@ def join(items: Sequence[bytes]) -> bytes:
     Raises:
         RecordError: It would be longer than a frame may be.
     """
+    if len(items) == 1 and len(items[0]) < PAYLOAD_BYTES_MAX - 5:
+        return b"\x91" + items[0]
     size = sum(map(len, items))
     if size > PAYLOAD_BYTES_MAX - 5:
         raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {PAYLOAD_BYTES_MAX - 5}")
-    if len(items) == 1:
-        return b"\x91" + items[0]
     return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
 
 

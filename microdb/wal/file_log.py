@@ -8,7 +8,6 @@ Invariants, under the write lock and with the dirty word clear:
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -124,7 +123,8 @@ class FileLog(OpenFiles):
 
     def is_poisoned(self) -> bool:
         """Whether an fsync of this generation failed, so that nothing may be appended to it any more."""
-        return self.words[POISONED] == split_head(self.words[HEAD])[0]
+        poisoned = self.words[POISONED]  # Zero but for a while.
+        return poisoned != 0 and poisoned == split_head(self.words[HEAD])[0]
 
     def prepare(self) -> None:
         """See that the files are still those of the path, and undo what a dead owner left.
@@ -134,7 +134,8 @@ class FileLog(OpenFiles):
             ReentrantError: A signal handler got here from within an append.
         """
         check_reentrance(self.lock)
-        self._look_again()
+        if time.monotonic() > self._look_at_s:
+            self._look_again()
         if self.words[DIRTY]:
             self.repair()
 
@@ -173,30 +174,33 @@ class FileLog(OpenFiles):
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
         words = self.words
-        log = self._current(after.generation)
+        generation, offset, _, _ = after
+        log = self.generations.last
+        if log is None or log.header.generation != generation:
+            log = self._current(generation)
         file = log.file
-        flags = DURABLE_BEFORE if words[DURABLE] == after.offset else 0
-        data, end = write_frames(payloads, after, flags=flags)
-        if words[HEAD] != after.head:
+        data, end = write_frames(payloads, after, flags=DURABLE_BEFORE if words[DURABLE] == offset else 0)
+        if words[HEAD] != head_of(generation, offset):
             raise AssertionError("whoever appends stands at the end of the log")
         if end.offset > OFFSET_MAX:
-            raise StorageError(file.path, f"the log is full at {after.offset} bytes; save()", offset=after.offset)
-        if file.size() != after.offset:
+            raise StorageError(file.path, f"the log is full at {offset} bytes; save()", offset=offset)
+        if file.size() != offset:
             self._mend_end(log, after)
+        head = head_of(generation, end.offset)
         try:
-            words[DIRTY] = os.getpid()
-            file.write_at(data, after.offset)
+            words[DIRTY] = self._pid
+            file.write_at(data, offset)
             if sync:
                 self.sync_file(log)
-            words[HEAD] = end.head
+            words[HEAD] = head
             if sync:
                 words[DURABLE] = end.offset
-                header.seal(words, after.generation, end.offset)
+                header.seal(words, generation, end.offset)
             words[DIRTY] = 0
         except BaseException:
-            if words[HEAD] != end.head:
+            if words[HEAD] != head:
                 # If this raises too, the dirty word stays, and the next writer begins here.
-                self._cut(file, after.offset)
+                self._cut(file, offset)
             words[DIRTY] = 0
             raise
         return end

@@ -1,7 +1,7 @@
 """One log file: how it is created, opened and named."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -76,7 +76,7 @@ def create_log(
     bound_to: bytes,
     partition_keys: tuple[str, ...],
     after_failure: bool = False,
-    payloads: Iterable[Payload] = (),
+    payloads: Sequence[Payload] = (),
 ) -> tuple[LogFile, Position]:
     """A new log at `path`, fsynced, and the position at its end. Raises StorageError if there were too many."""
     if generation > GENERATION_MAX:

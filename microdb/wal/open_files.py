@@ -4,6 +4,7 @@ What the log holds is the business of `file_log`.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Final, Self
@@ -66,7 +67,8 @@ class OpenFiles:
         self.header_file: File | None = None
         self._lock_file: File | None = None
         self.generations = Generations(paths, keys, files, read_only=read_only, history_bytes=history_bytes)
-        self._looked_at_s = 0.0
+        self._look_at_s = 0.0
+        self._pid = os.getpid()
         self._is_followed = True
         self._home: tuple[int, int] | None = None
 
@@ -76,6 +78,7 @@ class OpenFiles:
         `recover` makes files and page agree; without a header file there is only a snapshot to read. Waits for the
         write lock, at most `timeout_s` seconds; None: for ever.
         """
+        self._pid = os.getpid()
         if self.read_only:
             return self._attach_read_only(recover, timeout_s)
         first = self._home is None
@@ -207,15 +210,13 @@ class OpenFiles:
             check_place(self.files, file, path)
 
     def _look_again(self) -> None:
-        """As `look`, at the log too, if that was not done within the last second. Under the lock."""
-        if time.monotonic() - self._looked_at_s <= _LOOK_EVERY_S:
-            return
+        """As `look`, at the log too; not to be done again within a second. Under the lock."""
         self.look()
         generation = split_head(self.words[HEAD])[0]
         last = self.generations.last
         if last is not None and last.header.generation == generation:
             check_place(self.files, last.file, self.paths.log(generation))
-        self._looked_at_s = time.monotonic()
+        self._look_at_s = time.monotonic() + _LOOK_EVERY_S
 
     def _current(self, generation: int) -> LogFile:
         try:

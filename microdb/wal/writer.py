@@ -1,7 +1,7 @@
 """Values to the bytes of a log. Pure. The reader is `wal.reader`; both share `wal.format` and nothing else."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from zlib import crc32
 
 from microdb.wal.codec import encode_names
@@ -31,16 +31,18 @@ def log_header(
     )
 
 
-def write_frames(payloads: Iterable[bytes | memoryview], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
+def write_frames(payloads: Sequence[bytes | memoryview], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
     """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
-    _, offset, sequence, crc = after
+    generation, offset, sequence, crc = after
+    data = b""
     parts = []
     for payload in payloads:
         sequence += 1
-        body = FRAME.pack(len(payload), flags, sequence) + payload
-        crc = crc32(body, crc)
-        parts.append(body)
-        parts.append(CRC.pack(crc))
+        data = FRAME.pack(len(payload), flags, sequence) + payload
+        crc = crc32(data, crc)
+        data += CRC.pack(crc)
+        parts.append(data)
         flags = 0
-    data = b"".join(parts)
-    return data, Position(after.generation, offset + len(data), sequence, crc)
+    if len(parts) > 1:
+        data = b"".join(parts)
+    return data, Position(generation, offset + len(data), sequence, crc)

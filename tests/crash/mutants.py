@@ -84,7 +84,7 @@ MUTANTS = [
     Mutant(
         "an append does not look whether the log ends where it did",
         "wal/file_log.py",
-        "if file.size() != after.offset:",
+        "if file.size() != offset:",
         "if False:",
         "tests/test_bad_files.py",
     ),
@@ -98,15 +98,15 @@ MUTANTS = [
     Mutant(
         "an append publishes before it writes",
         "wal/file_log.py",
-        "            file.write_at(data, after.offset)\n",
-        "            words[HEAD] = end.head\n            file.write_at(data, after.offset)\n",
+        "            file.write_at(data, offset)\n",
+        "            words[HEAD] = head\n            file.write_at(data, offset)\n",
         f"{_KILLS} -k inside_a_write",
     ),
     Mutant(
         "an append publishes with two stores",
         "wal/file_log.py",
-        "            words[HEAD] = end.head\n",
-        "            words[HEAD] = end.head >> 16 << 16\n            words[HEAD] = end.head\n",
+        "            words[HEAD] = head\n",
+        "            words[HEAD] = head >> 16 << 16\n            words[HEAD] = head\n",
         f"{_KILLS} -m long -k 'any_store and upsert'",
     ),
     Mutant(
@@ -193,11 +193,11 @@ MUTANTS = [
     Mutant(
         "a batch is appended in parts",
         "handle.py",
-        "        else:\n            self._append(join(encoded), changes)\n",
-        """        else:
-            for one, change in zip(encoded, changes, strict=True):
-                self._append(join([one]), [change])
-""",
+        "        self._append(join(encoded), changes)\n\n    def _append(",
+        """        for one, change in zip(encoded, changes, strict=True):
+            self._append(join([one]), [change])
+
+    def _append(""",
         f"{_KILLS} -m long -k 'inside_any and upsert_many'",
     ),
     Mutant(
