@@ -1,9 +1,8 @@
 """Batches on their way into the log: of several threads that wait, the first takes the batches of all along.
 
-The first that waits waits for the write lock. The others sleep, each on a lock of its own: until their batch is
-written, or until they have become the first. So a thread wakes once for each write, and the write lock is not handed
-from one to the next only to be given back. Whoever sleeps looks now and then, too, whether the write lock is free:
-nothing depends on being woken, which an interrupt may prevent.
+Whoever waits sleeps, until its batch is written or the write lock is free. So a thread wakes once for each write, and
+the write lock is not handed from one to the next only to be given back. It looks now and then, too: nothing depends on
+being woken, which an interrupt may prevent.
 """
 
 import contextlib
@@ -14,7 +13,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from microdb.changes import Change
-from microdb.errors import LockTimeoutError
 from microdb.locks import Level, WriteLock
 
 __all__ = ["Commit", "CommitQueue"]
@@ -30,27 +28,40 @@ class Commit:
         changes: The same for the table.
         done: Whether it is in the log, if its own thread writes it.
         leader: The batch along with which another thread writes it.
-        asleep: What its thread waits for; None if it does not wait.
     """
 
-    __slots__ = ("asleep", "changes", "done", "leader", "payload")
+    __slots__ = ("_asleep", "changes", "done", "leader", "payload")
 
     def __init__(self, payload: bytes, changes: Sequence[Change]) -> None:
         self.payload = payload
         self.changes = changes
         self.done = False
         self.leader: Commit | None = None
-        self.asleep: threading.Lock | None = None
+        self._asleep: threading.Lock | None = None
 
     def is_done(self) -> bool:
         """Whether it is in the log."""
         return self.done or (self.leader is not None and self.leader.done)
 
-    def wake(self) -> None:
-        """Let its thread see what has become of it. Does no harm twice."""
-        if self.asleep is not None:
-            with contextlib.suppress(RuntimeError):  # It is awake.
-                self.asleep.release()
+    def fall_asleep(self) -> None:
+        """From now on, `sleep` does not return before a `wake`."""
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def sleep(self, timeout_s: float) -> None:
+        """Return when it has been woken since the last time, or after some seconds."""
+        if self._asleep is not None:
+            self._asleep.acquire(timeout=timeout_s)
+
+    def wake(self) -> bool:
+        """Let its thread see what has become of it; False if it is awake."""
+        try:
+            if self._asleep is None:
+                return False
+            self._asleep.release()
+        except RuntimeError:
+            return False
+        return True
 
 
 class CommitQueue:
@@ -76,40 +87,24 @@ class CommitQueue:
             return timeout_s
         if timeout_s != 0:
             lock.check_may_wait()
-        commit.asleep = threading.Lock()
-        commit.asleep.acquire()
-        self._waiting.append(commit)
-        left_s = self._sleep(commit, commit.asleep, lock, timeout_s)
-        if commit.is_done():
-            return None
-        try:
-            return lock.enter_queue(left_s)
-        except LockTimeoutError:
-            if self._withdraw(commit):
-                raise
-            # Whoever is writing has taken it along: what becomes of it is known in a moment.
-            lock.enter_queue(None)
-            if commit.is_done():
-                return None
-            raise
-
-    def _sleep(self, commit: Commit, asleep: threading.Lock, lock: WriteLock, timeout_s: float | None) -> float | None:
-        """Return when the batch is written, or is the first that waits, or the time is up; with what is left of it."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         left_s = timeout_s
-        while not self._is_first(commit) and (left_s is None or left_s > 0):
-            if asleep.acquire(timeout=_LOOK_EVERY_S if left_s is None else min(left_s, _LOOK_EVERY_S)):
-                break
-            if lock.enter_queue_now():  # The first may be a batch of this very thread, which a signal has interrupted.
-                break
-            left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
-        return left_s
-
-    def _is_first(self, commit: Commit) -> bool:
+        commit.fall_asleep()
+        self._waiting.append(commit)
+        lock.sleepers.append(commit)
         try:
-            return self._waiting[0] is commit
-        except IndexError:
-            return False
+            while not commit.is_done() and not lock.enter_queue_now():
+                if left_s is not None and left_s <= 0 and self._withdraw(commit):
+                    raise lock.timeout(timeout_s)
+                # If it could not withdraw, whoever is writing has taken it along: that ends in a moment.
+                commit.sleep(_LOOK_EVERY_S if not left_s else min(left_s, _LOOK_EVERY_S))
+                left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
+        finally:
+            with contextlib.suppress(ValueError):
+                lock.sleepers.remove(commit)
+        if left_s is not None and left_s <= 0 and not commit.is_done():
+            raise lock.timeout(timeout_s)  # It was taken along by one that failed.
+        return left_s
 
     def take_all(self, commit: Commit) -> list[Commit]:
         """A batch, and all that other threads have waiting; whoever waits for one of them leaves it to us now."""
@@ -136,6 +131,4 @@ class CommitQueue:
             self._waiting.remove(commit)
         except ValueError:
             return False
-        with contextlib.suppress(IndexError):
-            self._waiting[0].wake()
         return True

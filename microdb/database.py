@@ -15,8 +15,8 @@ from microdb.handle import Handle
 from microdb.keys import Key, PartitionKeys
 from microdb.paths import Paths, resolved
 from microdb.save import Encode, export
-from microdb.values import Record, stored
-from microdb.wal.codec import encode_clear, encode_delete, encode_upsert
+from microdb.values import Record, are_flat, stored
+from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import split_head
 from microdb.wal.header import DIRTY, HEAD, OWNER, REPAIRS, SAVES, TORN
@@ -271,7 +271,14 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
     def upsert_many(self, records: Iterable[Record]) -> None:
         """Upsert all or none: for a crash, for every reader, and for an error in any of them."""
         self._settle_for_write(self._timeout_s)
-        pairs = [self._upserting(record) for record in records]
+        given = list(records)
+        if self._transaction is None and are_flat(given):
+            copies = list(map(dict.copy, given))
+            keys = self._keys.all_plain(copies)
+            if keys:
+                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
+                return
+        pairs = [self._upserting(record) for record in given]
         if pairs:
             self._commit([change for change, _ in pairs], [encoded for _, encoded in pairs])
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from microdb import forks, snapshot
+from microdb import collecting, forks, snapshot
 from microdb.auto_save import AutoSave
 from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
@@ -36,9 +36,9 @@ from microdb.transaction import Transaction
 from microdb.values import Record
 from microdb.wal.codec import join
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import Position
+from microdb.wal.format import Payload, Position
 from microdb.wal.header import HEAD, HEADER_BYTES
-from microdb.wal.log import GoneError, Payload, Start
+from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
 
@@ -48,6 +48,8 @@ _LOG: Final = logging.getLogger("microdb")
 
 NEVER: Final = -1
 _CLOSED: Final = -1
+_MANY: Final = 1_000
+"""Payloads; of fewer the garbage collector has not much to do."""
 _DETACHED: Final = 0
 _IS_CLOSED: Final = "this handle is closed; open another one"
 _CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
@@ -149,8 +151,9 @@ class Handle:
         # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
         # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
         self._position = None if self._log.keeps_all else after
-        for changes in changes_in(payloads, self._keys, self._log.name):
-            apply(changes, records)
+        with collecting.paused() if len(payloads) > _MANY else contextlib.nullcontext():
+            for changes in changes_in(payloads, self._keys, self._log.name):
+                apply(changes, records)
         if self._records is not records:
             return False
         self._position, self._applied = end, head
@@ -170,9 +173,10 @@ class Handle:
     def _load(self, start: Start) -> None:
         """Build the table anew. Under the table lock."""
         records: Records = {}
-        if start.snapshot is not None:
-            records = snapshot.load(start.snapshot, self._log.name, self._keys)
-        start.overlay.lay_on(records)
+        with collecting.paused():
+            if start.snapshot is not None:
+                records = snapshot.load(start.snapshot, self._log.name, self._keys)
+            start.overlay.lay_on(records)
         self._records, self._position, self._applied = records, start.end, start.head
         self._reflect()
 

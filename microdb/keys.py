@@ -3,7 +3,8 @@
 import datetime as dt
 import uuid
 import zoneinfo
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from types import NoneType
 from typing import Any, Final
@@ -61,6 +62,15 @@ class PartitionKeys:
             return self._several(record)  # type: ignore[no-any-return]  # A tuple, as there are two names or more.
         except KeyError:
             return tuple([record.get(name) for name in self.names])
+
+    def all_plain(self, records: Sequence[Mapping[str, Any]]) -> list[Key] | None:
+        """What `checked` gives of each record, at a fraction of its price; None if any needs a closer look."""
+        try:
+            found = map(self._several, records)
+            keys = list(found if self._single is None else zip(found, strict=True))
+        except KeyError:
+            return None
+        return keys if _PLAIN.issuperset(map(type, chain.from_iterable(keys))) else None
 
     def checked(self, record: Mapping[str, Any]) -> Key:
         """The key of a record that is to be stored.

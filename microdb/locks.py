@@ -13,8 +13,9 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from portalocker.constants import LockFlags
 from portalocker.portalocker import FlockLocker
@@ -50,6 +51,14 @@ REENTRANT: Final = "a signal handler called into a read, write or save that it h
 _every_lock: weakref.WeakSet["WriteLock"] = weakref.WeakSet()
 
 
+class Sleeper(Protocol):
+    """A thread that waits for the lock."""
+
+    def wake(self) -> bool:
+        """Let it try once more to take the lock; False if it is awake already."""
+        ...
+
+
 class Level(NamedTuple):
     """Whether a thread is in the queue of a lock, and how often it has taken the lock."""
 
@@ -69,6 +78,7 @@ class WriteLock:
     knows: a signal handler may run between taking it and any note of that.
 
     Attributes:
+        sleepers: Who waits for it without blocking on it: they are to be woken when it is free.
         is_mine: Tells whether the calling thread holds it, or is first in its queue.
         depth: How often the thread that holds it has taken it.
         writing: What its holder is just writing, so that a signal handler which interrupts that keeps away; else None.
@@ -85,6 +95,7 @@ class WriteLock:
         # Bound, for it is asked several times for each write. So `threading.Condition` asks.
         self.is_mine: Callable[[], bool] = self._threads._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self.depth = 0
+        self.sleepers: deque[Sleeper] = deque()
         self.writing: object | None = None
         self.savers: set[int] = set()
         self._abandoned: Level | None = None
@@ -144,7 +155,7 @@ class WriteLock:
             return None
         deadline = time.monotonic() + timeout_s
         if not self._threads.acquire(timeout=min(max(timeout_s, 0), threading.TIMEOUT_MAX)):
-            raise self._timeout(timeout_s)
+            raise self.timeout(timeout_s)
         return max(deadline - time.monotonic(), 0)
 
     def acquire(self, timeout_s: float | None = None) -> None:
@@ -204,6 +215,8 @@ class WriteLock:
         if not is_queued:
             while self.is_mine():
                 self._threads.release()
+            if self.sleepers:
+                any(sleeper.wake() for sleeper in tuple(self.sleepers))
 
     def abandon(self, level: Level) -> None:
         """As `return_to`, some time after a block that began at `level`; blocks that began since end where they would.
@@ -224,7 +237,7 @@ class WriteLock:
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise self._timeout(timeout_s)
+                raise self.timeout(timeout_s)
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _PAUSE_S_MAX)
             with contextlib.suppress(BlockingIOError):
@@ -245,11 +258,13 @@ class WriteLock:
         self.depth = level.depth
         self.writing = None
         self.savers = set()
+        self.sleepers = deque()
         self._abandoned = None
         if level.is_queued:
             self._threads.acquire()
 
-    def _timeout(self, timeout_s: float | None) -> LockTimeoutError:
+    def timeout(self, timeout_s: float | None) -> LockTimeoutError:
+        """The error that says who holds it."""
         owner = self._owner_words[0] if self._owner_words is not None else None
         return LockTimeoutError(self._file.path if self._file else ":memory:", timeout_s or 0, owner or None)
 

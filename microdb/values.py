@@ -7,14 +7,15 @@ a value that their format does not know by its *portable form*: the row of `FORM
 import datetime as dt
 import uuid
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from itertools import chain
 from types import EllipsisType, NoneType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from microdb.errors import RecordError
 
-__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "check", "checked", "stored"]
+__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "are_flat", "check", "checked", "stored"]
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -31,6 +32,7 @@ FLAT: Final = SIMPLE | {str}
 """Types that need no copy. Of `str` only a lone surrogate is refused, which the encoder finds."""
 
 STR: Final = frozenset({str})
+DICT: Final = frozenset({dict})
 
 _DECIMAL_BITS: Final = 2_000
 """Longer ints are written in hex: Python refuses decimals beyond a limit that a program may lower to 640 digits."""
@@ -80,6 +82,15 @@ def stored(record: Record) -> Record:
     if type(record) is dict and FLAT.issuperset(map(type, record.values())) and STR.issuperset(map(type, record)):
         return record.copy()
     return checked(record)
+
+
+def are_flat(records: Sequence[Any]) -> bool:
+    """Whether all are dicts whose names are str and whose values need no copy. Costs next to nothing a record."""
+    return (
+        DICT.issuperset(map(type, records))
+        and FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, records))))
+        and STR.issuperset(map(type, chain.from_iterable(records)))
+    )
 
 
 def checked(record: Record) -> Record:

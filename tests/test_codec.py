@@ -18,11 +18,13 @@ from microdb.values import DEPTH_MAX, FORMS, Nested, stored
 from microdb.wal.codec import (
     CodecError,
     decode,
+    decode_all,
     decode_names,
     encode_clear,
     encode_delete,
     encode_names,
     encode_upsert,
+    encode_upserts,
     join,
 )
 from microdb.wal.format import PAYLOAD_BYTES_MAX
@@ -179,6 +181,58 @@ def test_the_limit_counts_the_longest_array_header():
         join([Claim()])
     with pytest.raises(RecordError):
         join([Claim(), b"\xc0"])
+
+
+def test_flat_records_encoded_together_are_what_their_items_come_to_joined():
+    records = [{"a": n, "b": None} for n in range(20)]
+    assert encode_upserts(records) == join(list(map(encode_upsert, records)))
+
+
+def test_a_lone_surrogate_among_records_encoded_together_is_refused_with_its_field():
+    sound = encode_upserts([{"a": 1}])
+    with pytest.raises(RecordError) as caught:
+        encode_upserts([{"a": 1}, {"b": "\ud800"}])
+    assert caught.value.field == "record['b']"
+    assert encode_upserts([{"a": 1}]) == sound
+
+
+def test_records_encoded_together_obey_the_limit():
+    with pytest.raises(RecordError, match="holds at most"):
+        encode_upserts([{"a": bytes(PAYLOAD_BYTES_MAX)}])
+
+
+UPSERT, DELETE, CLEAR_ITEM = encode_upsert({"a": 1, "b": "x"}), encode_delete((1,)), encode_clear()
+NESTED, OTHER_KEY = encode_upsert({"a": 1, "c": [1]}), encode_upsert({"b": 1})
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        [],
+        [join([UPSERT])],
+        [join([UPSERT]), join([UPSERT, UPSERT])] * 3_000,
+        [join([UPSERT]), join([DELETE])],
+        [join([CLEAR_ITEM]), join([UPSERT])],
+        [join([NESTED]), join([UPSERT])],
+        [join([OTHER_KEY])],
+        [memoryview(join([UPSERT])), join([encode_upsert({"a": 1.5, "b": None})])],
+    ],
+)
+@pytest.mark.parametrize("names", [["a"], ["b", "a"], ["job", "name"]])
+def test_payloads_decoded_together_give_what_each_gives(payloads, names):
+    keys = PartitionKeys(names)
+    together = [change for changes in decode_all(payloads, keys) for change in changes]
+    one_by_one = [change for payload in payloads for change in decode(payload, keys)]
+    assert together == one_by_one
+    assert [type(record) for _, record in together] == [type(record) for _, record in one_by_one]
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"\xc0", b"\x91", b"\x92\x80", b"\x91\x80\x80", b"\x81\x91\x80\x91\x80", b"\x90\x90"]
+)
+def test_a_payload_that_is_none_is_found_among_others(bad):
+    with pytest.raises(CodecError):
+        list(decode_all([join([UPSERT]), bad, join([UPSERT])], KEYS))
 
 
 def refused_or_sound(payload):

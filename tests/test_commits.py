@@ -1,6 +1,7 @@
 """The queue of group commit, with a lock that does what the test tells it to."""
 
 import threading
+import types
 
 import pytest
 
@@ -8,44 +9,28 @@ from faulty import Faulty, fail, in_thread, wait_until
 from microdb import commits
 from microdb.commits import Commit, CommitQueue
 from microdb.errors import LockTimeoutError
-from microdb.locks import WriteLock
+from microdb.handle import Handle
+from microdb.locks import WriteLock, held
 
 A = {"id": "a"}
 B = {"id": "b"}
 
 
-class ScriptedLock:
-    """The queue of a lock whose answers are known beforehand: an act, and then a value or an exception.
-
-    At first somebody else is in it; whoever looks once more finds that nobody is.
-    """
+class ScriptedLock(WriteLock):
+    """Tells beforehand what each attempt to enter its queue will come to, and what is done before."""
 
     def __init__(self, *answers):
+        super().__init__()
         self.answers = list(answers)
-        self.asked = []
-        self.is_free = False
 
     def enter_queue_now(self):
-        was_free, self.is_free = self.is_free, True
-        return was_free
-
-    def check_may_wait(self):
-        pass
-
-    def enter_queue(self, timeout_s):
-        self.asked.append(timeout_s)
-        act, answer = self.answers.pop(0)
-        act()
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-
-TIMED_OUT = LockTimeoutError("lock", 5, None)
+        answer = self.answers.pop(0)
+        return answer() if callable(answer) else answer
 
 
 @pytest.fixture
-def queue():
+def queue(monkeypatch):
+    monkeypatch.setattr(commits, "_LOOK_EVERY_S", 0)
     return CommitQueue()
 
 
@@ -58,17 +43,31 @@ def other():
     return Commit(b"another's", [])
 
 
-def test_whoever_is_let_in_is_told_what_time_is_left(queue, commit):
-    lock = ScriptedLock((lambda: None, 3.5))
-    assert queue.enter(commit, lock, 5) == 3.5
-    assert lock.asked == [5]
+def enter(queue, commit, *answers, timeout_s=None):
+    return queue.enter(commit, ScriptedLock(*answers), timeout_s)
+
+
+def wait_in(queue, *waiting):
+    """Let them wait as if each had a thread, which has not looked yet whether it may go on."""
+    for commit in waiting:
+        enter(queue, commit, False, True)
+
+
+def test_whoever_finds_the_lock_free_does_not_wait(queue, commit):
+    assert enter(queue, commit, True, timeout_s=5) == 5
+    assert len(queue) == 0
+
+
+def test_whoever_is_let_in_is_told_what_time_is_left(queue, commit, monkeypatch):
+    now = iter([100, 101.5])
+    monkeypatch.setattr(commits, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    assert enter(queue, commit, False, False, True, timeout_s=5) == 3.5
     assert len(queue) == 1
 
 
 def test_whoever_is_let_in_takes_all_that_wait_in_their_order_and_itself_first(queue, commit):
     first, second = other(), other()
-    for each in (first, commit, second):
-        queue.enter(each, ScriptedLock((lambda: None, None)), None)
+    wait_in(queue, first, commit, second)
     assert queue.take_all(commit) == [commit, first, second]
     assert len(queue) == 0
     assert queue.take_all(commit) == [commit]
@@ -76,32 +75,37 @@ def test_whoever_is_let_in_takes_all_that_wait_in_their_order_and_itself_first(q
 
 def test_whoever_is_not_let_in_and_was_not_taken_along_leaves_the_queue(queue, commit):
     waiting = other()
-    queue.enter(waiting, ScriptedLock((lambda: None, None)), None)
+    wait_in(queue, waiting)
     with pytest.raises(LockTimeoutError) as caught:
-        queue.enter(commit, ScriptedLock((lambda: None, TIMED_OUT)), 5)
-    assert caught.value is TIMED_OUT
+        enter(queue, commit, *[False] * 1_000, timeout_s=0)
+    assert caught.value.timeout_s == 0
     assert queue.take_all(waiting) == [waiting]
 
 
 @pytest.mark.parametrize("is_written", [True, False])
 def test_whoever_was_taken_along_as_its_time_was_up_waits_for_the_outcome(queue, commit, is_written):
-    def write():
-        commit.done = is_written
+    leader = other()
 
-    lock = ScriptedLock((lambda: queue.take_all(other()), TIMED_OUT), (write, None))
+    def is_writing():
+        queue.take_all(leader)
+        return False
+
+    def has_written():
+        leader.done = is_written
+        return not is_written
+
+    enters = lambda: enter(queue, commit, False, is_writing, False, has_written, timeout_s=0)  # noqa: E731
     if is_written:
-        assert queue.enter(commit, lock, 5) is None
+        assert enters() == 0
+        assert commit.is_done()
     else:
-        with pytest.raises(LockTimeoutError) as caught:
-            queue.enter(commit, lock, 5)
-        assert caught.value is TIMED_OUT
-    assert lock.asked == [5, None], "the second time however long it takes"
+        with pytest.raises(LockTimeoutError):
+            enters()
     assert len(queue) == 0
 
 
 def test_one_that_withdraws_as_it_is_about_to_be_taken_is_left_out(queue, commit):
-    waiting = other()
-    queue.enter(waiting, ScriptedLock((lambda: None, None)), None)
+    wait_in(queue, other())
 
     class Withdrawing(type(queue._waiting)):
         def popleft(self):
@@ -114,8 +118,7 @@ def test_one_that_withdraws_as_it_is_about_to_be_taken_is_left_out(queue, commit
 
 def test_two_batches_that_say_the_same_are_two_batches(queue):
     first, second = other(), other()
-    for each in (first, second):
-        queue.enter(each, ScriptedLock((lambda: None, None)), None)
+    wait_in(queue, first, second)
     group = queue.take_all(second)
     assert [one is wanted for one, wanted in zip(group, (second, first), strict=True)] == [True, True]
 
@@ -123,9 +126,7 @@ def test_two_batches_that_say_the_same_are_two_batches(queue):
 def test_leaving_twice_does_no_harm_and_leaves_alone_what_others_hold(queue, commit):
     lock = WriteLock()
     level = lock.level()
-    waiting = other()
-    queue.enter(commit, ScriptedLock((lambda: None, None)), None)
-    queue.enter(waiting, ScriptedLock((lambda: None, None)), None)
+    wait_in(queue, commit, other())
     lock.acquire()
     lock.writing = commit
     queue.leave(commit, lock, level)
@@ -136,6 +137,92 @@ def test_leaving_twice_does_no_harm_and_leaves_alone_what_others_hold(queue, com
     queue.leave(commit, lock, level)
     assert lock.writing is another
     assert len(queue) == 1
+
+
+def test_a_batch_that_was_taken_along_is_done_when_its_leader_is(queue, commit):
+    follower = other()
+    wait_in(queue, commit, follower)
+    assert queue.take_all(commit) == [commit, follower]
+    assert not follower.is_done()
+    commit.done = True
+    assert follower.is_done()
+
+
+def test_whoever_is_awake_can_be_woken_as_often_as_one_likes(queue, commit):
+    assert not commit.wake()
+    commit.sleep(0)
+    wait_in(queue, commit)
+    assert [commit.wake() for _ in range(3)] == [True, False, False]
+
+
+def test_who_lets_go_of_the_lock_wakes_one_that_sleeps_for_it():
+    lock = WriteLock()
+    awake, first, second = other(), other(), other()
+    lock.sleepers.extend([awake, first, second])
+    for each in (first, second):
+        each.fall_asleep()
+    lock.acquire()
+    lock.acquire()
+    lock.release()
+    assert first._asleep.locked()
+    lock.release()
+    assert [each._asleep.locked() for each in (first, second)] == [False, True]
+
+
+def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch):
+    monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
+    mdb = open_db()
+    groups = []
+    monkeypatch.setattr(Handle, "_append_locked", _noting(Handle._append_locked, groups))
+    threads = [threading.Thread(target=mdb.upsert, args=({"id": name},)) for name in "wxyz"]
+    taken = []
+    with mdb.lock():
+        lock = mdb._log.lock
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(mdb._commits) == len(lock.sleepers) == 4)
+        monkeypatch.setattr(WriteLock, "acquire_queued", _noting(WriteLock.acquire_queued, taken))
+    for thread in threads:
+        thread.join()
+    assert [len(group) for _, group in groups] == [4]
+    assert (len(mdb), len(taken)) == (4, 1)
+    assert not lock.sleepers
+
+
+def _noting(function, calls):
+    def noting(*args):
+        calls.append(args)
+        return function(*args)
+
+    return noting
+
+
+def test_a_batch_behind_one_of_its_own_thread_is_let_in_nevertheless(queue, commit):
+    """As that of a signal handler that has interrupted the wait for the other."""
+    lock = WriteLock()
+    wait_in(queue, other())
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with held(lock, None):
+            is_held.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    threading.Timer(0.1, may_end.set).start()
+    assert queue.enter(commit, lock, None) is None
+    assert lock.is_mine()
+    thread.join()
+
+
+def test_a_batch_that_sleeps_is_refused_when_its_time_is_up(queue, commit):
+    lock = WriteLock()
+    in_thread(lock.acquire)
+    with pytest.raises(LockTimeoutError):
+        queue.enter(commit, lock, 0.12)
+    assert (len(queue), len(lock.sleepers)) == (0, 0)
 
 
 def test_a_write_that_is_not_let_in_in_time_is_withdrawn_and_never_made(open_db):
@@ -204,80 +291,3 @@ def test_an_interrupt_while_a_writer_leaves_lets_the_next_one_in(open_db, monkey
     monkeypatch.undo()
     in_thread(lambda: mdb.upsert(B))
     assert list(mdb.all()) == [A, B]
-
-
-def test_a_batch_that_was_taken_along_is_done_when_its_leader_is(queue, commit):
-    follower = other()
-    for each in (commit, follower):
-        queue.enter(each, ScriptedLock((lambda: None, None)), None)
-    assert queue.take_all(commit) == [commit, follower]
-    assert not follower.is_done()
-    commit.done = True
-    assert follower.is_done()
-
-
-def test_whoever_does_not_wait_can_be_woken_as_often_as_one_likes(queue, commit):
-    commit.wake()
-    for each in (other(), commit):
-        queue.enter(each, ScriptedLock((lambda: None, None)), None)
-    for _ in range(2):
-        commit.wake()
-        assert not commit.asleep.locked()
-
-
-def test_when_the_first_withdraws_the_next_one_is_woken_to_be_the_first(queue, commit):
-    first = other()
-    for each in (first, commit):
-        queue.enter(each, ScriptedLock((lambda: None, None)), None)
-    assert commit.asleep.locked()
-    queue.leave(first, WriteLock(), WriteLock().level())
-    assert not commit.asleep.locked()
-
-
-def test_of_several_that_wait_all_but_the_first_wait_for_their_batch_alone(open_db, monkeypatch):
-    """Else each of them would have to get the lock, only to give it back."""
-    mdb = open_db()
-    entered = []
-    enter = WriteLock.enter_queue
-    threads = [threading.Thread(target=mdb.upsert, args=({"id": name},)) for name in "wxyz"]
-    with mdb.lock():
-        monkeypatch.setattr(WriteLock, "enter_queue", lambda *args: (entered.append(args), enter(*args))[1])
-        monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(mdb._commits) == 4 and entered)
-    for thread in threads:
-        thread.join()
-    assert len(mdb) == 4
-    assert len(entered) == 1
-
-
-def test_a_batch_behind_one_of_its_own_thread_is_let_in_nevertheless(queue, commit):
-    """As that of a signal handler that has interrupted the wait for the other."""
-    lock = WriteLock()
-    outer = other()
-    queue.enter(outer, ScriptedLock((lambda: None, None)), None)
-    is_held, may_end = threading.Event(), threading.Event()
-
-    def hold():
-        lock.acquire()
-        is_held.set()
-        may_end.wait()
-        lock.release()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    is_held.wait()
-    threading.Timer(0.2, may_end.set).start()
-    assert queue.enter(commit, lock, None) is None
-    assert lock.is_mine()
-    thread.join()
-
-
-def test_a_batch_that_sleeps_is_refused_when_its_time_is_up(queue, commit):
-    lock = WriteLock()
-    queue.enter(other(), ScriptedLock((lambda: None, None)), None)
-    in_thread(lock.acquire)
-    with pytest.raises(LockTimeoutError):
-        queue.enter(commit, lock, 0.12)
-    assert len(queue) == 1

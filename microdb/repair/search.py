@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from microdb.wal.format import CRC, CRC_BYTES, FRAME, FRAME_BYTES_MIN, LogHeader, Position
+from microdb.wal.format import CRC, CRC_BYTES, FRAME, FRAME_BYTES_MIN, LogHeader, Payload, Position
 from microdb.wal.reader import HeaderError, NewerVersionError, read_frames, read_header
 
 __all__ = ["Frame", "Gap", "find_frames", "find_header"]
@@ -30,7 +30,7 @@ class Frame(NamedTuple):
     """A sound frame, and where it stands."""
 
     sequence: int
-    payload: memoryview
+    payload: Payload
     offset: int
     end: int
 
@@ -92,7 +92,7 @@ def find_frames(data: bytes, start: Position | None) -> tuple[list[Frame], list[
     return frames + found, gaps
 
 
-def _placed(payloads: list[memoryview], start: Position) -> Iterator[Frame]:
+def _placed(payloads: list[Payload], start: Position) -> Iterator[Frame]:
     at = start.offset
     for sequence, payload in enumerate(payloads, start.sequence + 1):
         end = at + FRAME_BYTES_MIN + len(payload)

@@ -11,7 +11,9 @@ in `values.FORMS` and whose data is the form's plain value, packed.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, cast
 
 import msgpack
@@ -19,19 +21,28 @@ import msgpack
 from microdb.changes import Change
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record, check, checked
-from microdb.wal.format import PAYLOAD_BYTES_MAX
+from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record, are_flat, check, checked
+from microdb.wal.format import PAYLOAD_BYTES_MAX, Payload
 
 __all__ = [
     "CodecError",
     "decode",
+    "decode_all",
     "decode_names",
     "encode_clear",
     "encode_delete",
     "encode_names",
     "encode_upsert",
+    "encode_upserts",
     "join",
 ]
+
+_ARRAY: Final = struct.Struct(">BI")
+_ARRAY_BYTES_MAX: Final = _ARRAY.size
+_TOGETHER: Final = 4_096
+"""How many payloads to unpack at once."""
+
+LIST: Final = frozenset({list})
 
 _DELETE: Final = 1
 _CLEAR: Final = 2
@@ -60,7 +71,7 @@ def _pack(value: Any) -> bytes:
     return cast("bytes", msgpack.packb(value, default=_default, strict_types=True))
 
 
-def _unpack(data: bytes | memoryview) -> Any:
+def _unpack(data: Payload) -> Any:
     try:
         return msgpack.unpackb(data, ext_hook=_EXT_HOOKS[0], strict_map_key=False)
     except MemoryError:
@@ -84,14 +95,14 @@ def _ext_hook(depth: int, code: int, data: bytes) -> Any:
     return _FORM_OF_CODE[code].from_plain(plain)
 
 
-def _unpacker(data: bytes | memoryview, ext_hook: Callable[[int, bytes], Any]) -> msgpack.Unpacker:
+def _unpacker(data: Payload, ext_hook: Callable[[int, bytes], Any]) -> msgpack.Unpacker:
     size = len(data) + 1
     unpacker = msgpack.Unpacker(None, ext_hook=ext_hook, strict_map_key=False, read_size=size, max_buffer_size=size)
     unpacker.feed(data)
     return unpacker
 
 
-def _check_is_whole(data: bytes | memoryview) -> None:
+def _check_is_whole(data: Payload) -> None:
     """Raises one of `_DECODE_ERRORS` if the data ends before what it declares.
 
     For msgpack makes room for each list as long as it is said to be: lists in one another may ask for a thousand times
@@ -119,16 +130,42 @@ def encode_upsert(record: Record) -> bytes:
         RecordError: A str in the record has no UTF-8 form.
     """
     try:
-        packer = _packers.pop()
-    except IndexError:
-        packer = msgpack.Packer(default=_default, strict_types=True)
-    try:
-        data = packer.pack(record if type(record) is dict else dict(record))
+        return _packed(record if type(record) is dict else dict(record))
     except UnicodeEncodeError:
         checked(dict(record))
         raise
+
+
+def encode_upserts(records: list[Record]) -> bytes:
+    """The payload that upserts flat records, one after the other: a tenth of the price of `join` of their items.
+
+    Raises:
+        RecordError: A str in one of them has no UTF-8 form; or it would be longer than a frame may be.
+    """
+    try:
+        payload = _packed(records)
+    except UnicodeEncodeError:
+        for record in records:
+            checked(record)
+        raise
+    _check_size(len(payload) - _ARRAY_BYTES_MAX)
+    return payload
+
+
+def _packed(value: Any) -> bytes:
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(default=_default, strict_types=True)
+    data = packer.pack(value)
     _packers.append(packer)
     return cast("bytes", data)
+
+
+def _check_size(size: int) -> None:
+    most = PAYLOAD_BYTES_MAX - _ARRAY_BYTES_MAX
+    if size > most:
+        raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {most}")
 
 
 def encode_delete(key: Key) -> bytes:
@@ -147,15 +184,14 @@ def join(items: Sequence[bytes]) -> bytes:
     Raises:
         RecordError: It would be longer than a frame may be.
     """
-    if len(items) == 1 and len(items[0]) < PAYLOAD_BYTES_MAX - 5:
+    if len(items) == 1:
+        _check_size(len(items[0]))
         return b"\x91" + items[0]
-    size = sum(map(len, items))
-    if size > PAYLOAD_BYTES_MAX - 5:
-        raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {PAYLOAD_BYTES_MAX - 5}")
+    _check_size(sum(map(len, items)))
     return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
 
 
-def decode(payload: bytes | memoryview, keys: PartitionKeys) -> list[Change]:
+def decode(payload: Payload, keys: PartitionKeys) -> list[Change]:
     """The changes of a payload, their records ready to be stored.
 
     Raises:
@@ -168,6 +204,38 @@ def decode(payload: bytes | memoryview, keys: PartitionKeys) -> list[Change]:
         return [_change(item, keys) for item in items]
     except _DECODE_ERRORS as error:
         raise CodecError(f"not a batch of changes ({type(error).__name__}: {error})") from error
+
+
+def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[list[Change]]:
+    """The changes of many payloads, some thousand at a time: a third of the price of `decode` of each.
+
+    Raises:
+        CodecError: On the way, at one that is no payload.
+    """
+    for begin in range(0, len(payloads), _TOGETHER):
+        some = payloads[begin : begin + _TOGETHER]
+        changes = _flat_changes(some, keys)
+        if changes is None:
+            changes = []
+            for payload in some:
+                changes += decode(payload, keys)
+        yield changes
+
+
+def _flat_changes(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Change] | None:
+    """The changes of payloads that upsert flat records and do nothing else; None of any others.
+
+    Bytes that are no payload alone might be one together. Nobody writes such, and who would has a right crc for them.
+    """
+    try:
+        batches = _unpack(b"".join([_ARRAY.pack(0xDD, len(payloads)), *payloads]))
+        items = list(chain.from_iterable(batches))
+    except _DECODE_ERRORS:
+        return None
+    if not LIST.issuperset(map(type, batches)) or not are_flat(items):
+        return None
+    found = keys.all_plain(items)
+    return None if found is None else list(zip(found, items, strict=True))
 
 
 def _change(item: Any, keys: PartitionKeys) -> Change:

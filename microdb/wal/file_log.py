@@ -16,9 +16,18 @@ from microdb.errors import ConflictError, CorruptError, FailedError, LockTimeout
 from microdb.files import File
 from microdb.locks import check_reentrance, held
 from microdb.wal import header
-from microdb.wal.format import DURABLE_BEFORE, HASH_BYTES, NO_SNAPSHOT, OFFSET_MAX, Position, head_of, split_head
+from microdb.wal.format import (
+    DURABLE_BEFORE,
+    HASH_BYTES,
+    NO_SNAPSHOT,
+    OFFSET_MAX,
+    Payload,
+    Position,
+    head_of,
+    split_head,
+)
 from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED, REPAIRS, SAVES
-from microdb.wal.log import GoneError, Payload, Start
+from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import LogFile, frames_to, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
 from microdb.wal.writer import write_frames

@@ -48,10 +48,13 @@ __all__ = [
     "SEQUENCE_MAX",
     "VERSION",
     "LogHeader",
+    "Payload",
     "Position",
     "head_of",
     "split_head",
 ]
+
+Payload = bytes | memoryview
 
 MAGIC: Final = b"microdbL"
 VERSION: Final = 1

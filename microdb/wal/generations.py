@@ -10,8 +10,8 @@ from microdb.errors import StorageError
 from microdb.files import Files
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
-from microdb.wal.format import GENERATION_MAX, Position, split_head
-from microdb.wal.log import GoneError, Payload
+from microdb.wal.format import GENERATION_MAX, Payload, Position, split_head
+from microdb.wal.log import GoneError
 from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log
 
 __all__ = ["HISTORY_BYTES", "Generations"]

@@ -5,11 +5,9 @@ from typing import Any, NamedTuple, Protocol
 
 from microdb.locks import WriteLock
 from microdb.table import Overlay
-from microdb.wal.format import Position
+from microdb.wal.format import Payload, Position
 
-__all__ = ["GoneError", "Log", "Payload", "Start"]
-
-Payload = bytes | memoryview
+__all__ = ["GoneError", "Log", "Start"]
 
 
 class GoneError(Exception):

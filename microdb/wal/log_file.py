@@ -1,16 +1,17 @@
 """One log file: how it is created, opened and named."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
+from microdb import collecting
 from microdb.changes import Change
 from microdb.errors import CorruptError, StorageError, VersionError
 from microdb.files import File, Files
 from microdb.keys import PartitionKeys
 from microdb.table import Overlay
-from microdb.wal.codec import CodecError, decode
+from microdb.wal.codec import CodecError, decode_all
 from microdb.wal.format import (
     BASE_BYTES,
     CRC_BYTES,
@@ -19,9 +20,10 @@ from microdb.wal.format import (
     KEYS_BYTES_MAX,
     NO_SNAPSHOT,
     LogHeader,
+    Payload,
     Position,
 )
-from microdb.wal.log import GoneError, Payload
+from microdb.wal.log import GoneError
 from microdb.wal.reader import HeaderError, NewerVersionError, Run, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
 
@@ -108,7 +110,7 @@ def frames_until(log: LogFile, after: Position, last: int) -> Run:
     return run
 
 
-def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[memoryview], Position]:
+def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[Payload], Position]:
     """The frames behind a position up to an offset that was published."""
     run = read_frames(log.file.read_at(after.offset, max(offset - after.offset, 0)), after)
     if run.end.offset != offset:
@@ -116,22 +118,22 @@ def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[memoryvi
     return run.payloads, run.end
 
 
-def changes_in(payloads: Iterable[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:
-    """The batches of changes that payloads hold, one after the other.
+def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:
+    """The changes that payloads hold, in order, some thousand payloads at a time.
 
     Raises:
         CorruptError: On the way, at one that nobody can have written. `path` is for its message.
     """
-    for payload in payloads:
-        try:
-            yield decode(payload, keys)
-        except CodecError as error:
-            raise CorruptError(path, f"a frame whose crc is right holds no changes: {error}") from error
+    try:
+        yield from decode_all(payloads, keys)
+    except CodecError as error:
+        raise CorruptError(path, f"a frame whose crc is right holds no changes: {error}") from error
 
 
-def overlay_of(payloads: Iterable[Payload], keys: PartitionKeys, path: str) -> Overlay:
+def overlay_of(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Overlay:
     """What the changes of a log come to. Raises CorruptError, as `changes_in` does."""
-    return Overlay(chain.from_iterable(changes_in(payloads, keys, path)))
+    with collecting.paused():
+        return Overlay(chain.from_iterable(changes_in(payloads, keys, path)))
 
 
 def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from microdb.locks import WriteLock, check_reentrance
 from microdb.table import Overlay
-from microdb.wal.format import Position
+from microdb.wal.format import Payload, Position
 from microdb.wal.header import HEAD, HEADER_BYTES
-from microdb.wal.log import Payload, Start
+from microdb.wal.log import Start
 
 __all__ = ["MemoryLog"]
 

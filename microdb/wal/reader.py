@@ -6,6 +6,7 @@ them; or the log is broken here, when one does. `read_frames` finds the first ki
 """
 
 import re
+import struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -27,10 +28,15 @@ from microdb.wal.format import (
     SEQUENCE_MAX,
     VERSION,
     LogHeader,
+    Payload,
     Position,
 )
 
 __all__ = ["HeaderError", "LaterFrame", "NewerVersionError", "Run", "later_frames", "read_frames", "read_header"]
+
+_SMALL_BYTES: Final = 4_096
+_CRC_AND_NEXT: Final = struct.Struct("<IIBQ")
+"""The crc of one frame, and the header of the one behind it."""
 
 _SEARCH_FACTOR: Final = 16
 """How many times the bytes of a tail `later_frames` will sum before it gives up."""
@@ -57,7 +63,7 @@ class Run(NamedTuple):
         reason: Why the bytes at `end` are not a valid frame; None if they simply end.
     """
 
-    payloads: list[memoryview]
+    payloads: list[Payload]
     end: Position
     reason: str | None
 
@@ -108,15 +114,18 @@ def read_header(data: bytes) -> LogHeader:
 def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run:
     """The valid frames at the beginning of `data`, which is what the file holds from `after.offset` on.
 
-    Stops behind the frame with the sequence `last`, if one is given. Costs one pass over the bytes; payloads are views
-    of `data`.
+    Stops behind the frame with the sequence `last`, if one is given. Costs one pass over the bytes; large payloads are
+    views of `data`.
     """
     view = memoryview(data)
-    size = len(view)
+    size = len(data)
     at, sequence, crc = 0, after.sequence, after.crc
-    payloads = []
+    payloads: list[Payload] = []
     reason = None
     while at < size and sequence != last:
+        at, (sequence, crc) = _take_small(data, at, (sequence, crc), last, payloads)
+        if sequence == last:
+            break
         reason = _flaw(view, at, sequence + 1, crc)
         if reason is not None:
             break
@@ -127,6 +136,43 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
         sequence += 1
         at = end + CRC_BYTES
     return Run(payloads, Position(after.generation, after.offset + at, sequence, crc), reason)
+
+
+def _take_small(
+    data: bytes, at: int, before: tuple[int, int], last: int | None, payloads: list[Payload]
+) -> tuple[int, tuple[int, int]]:
+    """Take small frames into `payloads` as long as they are without a flaw, and are followed by the header of another.
+
+    The rules are those of `_flaw`. Half the price: a small frame costs less to copy than to look into, and one call
+    unpacks its crc and the header of the next one.
+
+    Args:
+        data: As in `read_frames`.
+        at: Where to begin.
+        before: The sequence and the crc of the frame before.
+        last: As in `read_frames`.
+        payloads: What is found is appended here.
+
+    Returns:
+        Where it stopped; the sequence and the crc of the frame before that.
+    """
+    room = len(data) - _CRC_AND_NEXT.size
+    if at > room:
+        return at, before
+    sequence, crc = before
+    unpack = _CRC_AND_NEXT.unpack_from
+    length, flags, found = FRAME.unpack_from(data, at)
+    while sequence != last:
+        end = at + FRAME.size + length
+        if not 0 < length <= _SMALL_BYTES or end > room or flags & ~FLAGS_KNOWN or found != sequence + 1:
+            break
+        frame = data[at:end]
+        frame_crc, length, flags, found = unpack(data, end)
+        if crc32(frame, crc) != frame_crc:
+            break
+        payloads.append(frame[FRAME.size :])
+        at, sequence, crc = end + CRC_BYTES, sequence + 1, frame_crc
+    return at, (sequence, crc)
 
 
 def _flaw(view: memoryview, at: int, sequence: int, seed: int) -> str | None:  # noqa: PLR0911  # One return a rule.

