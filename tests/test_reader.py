@@ -1,3 +1,4 @@
+import itertools
 import random
 import time
 from zlib import crc32
@@ -20,7 +21,7 @@ from microdb.wal.format import (
     VERSION,
     Position,
 )
-from microdb.wal.reader import HeaderError, LaterFrame, NewerVersionError, later_frames, read_frames, read_header
+from microdb.wal.reader import HeaderError, LaterFrame, NewerVersionError, Run, later_frames, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
 
 START = Position(generation=1, offset=100, sequence=0, crc=0x1234)
@@ -219,9 +220,33 @@ def test_what_stands_behind_the_last_frame_asked_for_is_not_looked_at():
     assert read_frames(parts[0] + b"garbage", START, last=1) == ([b"one"], positions[1], None)
 
 
-def test_payloads_are_views():
-    data = frames(b"x" * 1000)[0][0]
+def test_large_payloads_are_views():
+    data = frames(b"x" * (reader._SMALL_BYTES + 1))[0][0]
     assert read_frames(data, START).payloads[0].obj is data
+
+
+SMALL, LARGE = b"s" * reader._SMALL_BYTES, b"l" * (reader._SMALL_BYTES + 1)
+
+
+@pytest.mark.parametrize("sizes", [*itertools.product([b"t", SMALL, LARGE], repeat=3)])
+def test_small_and_large_frames_are_read_in_any_order_and_so_is_each_flaw(sizes):
+    parts, positions = frames(*sizes)
+    data = b"".join(parts)
+    assert read_frames(data, START) == Run(list(sizes), positions[-1], None)
+    for last in range(3):
+        assert read_frames(data, START, last=last) == Run(list(sizes[:last]), positions[last], None)
+    for count, at in enumerate(itertools.accumulate(map(len, parts), initial=0)):
+        for cut in (1, FRAME_BYTES_MIN - 1, FRAME_BYTES_MIN):
+            if count < 3:
+                run = read_frames(data[: at + cut], START)
+                assert (run.payloads, run.end) == (list(sizes[:count]), positions[count])
+                assert run.reason
+            if count > 0:
+                changed = bytearray(data)
+                changed[at - cut] ^= 1
+                run = read_frames(bytes(changed), START)
+                assert (run.payloads, run.end) == (list(sizes[: count - 1]), positions[count - 1])
+                assert run.reason
 
 
 BAD = {
@@ -256,6 +281,7 @@ def test_of_a_frame_that_does_not_fit_it_is_told_how_much_room_it_has(bad, why):
 
 def test_the_longest_frame_is_read_and_a_longer_one_is_not(monkeypatch):
     monkeypatch.setattr(reader, "PAYLOAD_BYTES_MAX", 3)
+    monkeypatch.setattr(reader, "_SMALL_BYTES", 0)
     assert read_frames(frame(b"abc"), START).payloads == [b"abc"]
     assert read_frames(frame(b"abcd"), START).payloads == []
 

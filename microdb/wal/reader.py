@@ -124,7 +124,7 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
     reason = None
     while at < size and sequence != last:
         at, (sequence, crc) = _take_small(data, at, (sequence, crc), last, payloads)
-        if sequence == last:
+        if at == size or sequence == last:
             break
         reason = _flaw(view, at, sequence + 1, crc)
         if reason is not None:
@@ -141,7 +141,7 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
 def _take_small(
     data: bytes, at: int, before: tuple[int, int], last: int | None, payloads: list[Payload]
 ) -> tuple[int, tuple[int, int]]:
-    """Take small frames into `payloads` as long as they are without a flaw, and are followed by the header of another.
+    """Take small frames into `payloads` as long as they are without a flaw, and are followed by another or by nothing.
 
     The rules are those of `_flaw`. Half the price: a small frame costs less to copy than to look into, and one call
     unpacks its crc and the header of the next one.
@@ -156,18 +156,24 @@ def _take_small(
     Returns:
         Where it stopped; the sequence and the crc of the frame before that.
     """
-    room = len(data) - _CRC_AND_NEXT.size
-    if at > room:
+    size = len(data)
+    room = size - _CRC_AND_NEXT.size
+    if size - at < FRAME_BYTES_MIN:
         return at, before
     sequence, crc = before
     unpack = _CRC_AND_NEXT.unpack_from
     length, flags, found = FRAME.unpack_from(data, at)
     while sequence != last:
         end = at + FRAME.size + length
-        if not 0 < length <= _SMALL_BYTES or end > room or flags & ~FLAGS_KNOWN or found != sequence + 1:
+        if not 0 < length <= _SMALL_BYTES or flags & ~FLAGS_KNOWN or found != sequence + 1:
             break
         frame = data[at:end]
-        frame_crc, length, flags, found = unpack(data, end)
+        if end <= room:
+            frame_crc, length, flags, found = unpack(data, end)
+        elif end + CRC_BYTES == size:
+            (frame_crc,), length = CRC.unpack_from(data, end), 0
+        else:
+            break
         if crc32(frame, crc) != frame_crc:
             break
         payloads.append(frame[FRAME.size :])
