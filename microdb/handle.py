@@ -317,6 +317,11 @@ class Handle:
 
     # Saving.
 
+    def freshen(self) -> None:
+        """See `save.Source`."""
+        with self._whole():
+            pass
+
     def capture(self) -> tuple[Sequence[Record], Position]:
         """Under the write lock: all records as of now, and the position that they reflect."""
         if self._pid == _CLOSED:

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
@@ -34,12 +34,20 @@ from microdb.wal.writer import write_frames
 
 __all__ = ["Encode", "Source", "export", "save"]
 
+_ROUNDS_MAX: Final = 4
+_BEHIND_BYTES: Final = 64 << 10
+"""How far a new log may be behind as the others are made to wait for it."""
+
 Encode = Callable[[Sequence[Record]], Iterable[bytes]]
 """Records to the bytes of a snapshot, in pieces. Raises before the first piece if the records do not fit."""
 
 
 class Source(Protocol):
     """What a save asks of the handle whose table it writes."""
+
+    def freshen(self) -> None:
+        """Catch up, so that there is little left to be done under the write lock."""
+        ...
 
     def capture(self) -> tuple[Sequence[Record], Position]:
         """Under the write lock: all records as of now, and the position that they reflect."""
@@ -55,7 +63,8 @@ class _Draft(NamedTuple):
         log: The new log, fsynced.
         end: The position at its end.
         covers: The same place in the old log.
-        replaces: Which file the old snapshot is; None if there is none.
+        old: The old snapshot; None if there is none. Kept open: its blocks are freed when nobody waits for that.
+        replaces: Which file it is.
         replaces_hash: The hash of what is in it.
     """
 
@@ -64,6 +73,7 @@ class _Draft(NamedTuple):
     log: LogFile
     end: Position
     covers: Position
+    old: File | None
     replaces: Identity | None
     replaces_hash: bytes
 
@@ -90,6 +100,7 @@ def save(
     with contextlib.nullcontext() if is_inside else save_lock(log.lock, log.paths.save_lock, save_timeout_s):
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
+        source.freshen()
         with held(log.lock, timeout_s):
             records, start = source.capture()
             poisoned = log.is_poisoned()
@@ -137,7 +148,30 @@ def _draft(
         after_failure=poisoned,
         payloads=payloads,
     )
-    return _Draft(poisoned, snapshot, new, end, covers, replaces, found)
+    draft = _Draft(poisoned, snapshot, new, end, covers, old, replaces, found)
+    for _ in range(_ROUNDS_MAX):
+        # While others go on writing: what is written now they need not wait for.
+        behind = split_head(log.words[HEAD])[1] - draft.covers.offset
+        if poisoned or is_inside or behind < _BEHIND_BYTES:
+            break
+        try:
+            draft = _follow(log, draft, log.words[HEAD])
+            log.sync_file(log.generations.get(start.generation))
+        except GoneError:
+            return None
+        if draft.covers.generation != start.generation:
+            return None
+    return draft
+
+
+def _follow(log: FileLog, draft: _Draft, head: int) -> _Draft:
+    """Append to the new log, fsynced, what was published in the old one since."""
+    payloads, covers = log.read(draft.covers, head)
+    frames, end = write_frames(payloads, draft.end)
+    if frames:
+        draft.log.file.write_at(frames, draft.end.offset)
+        draft.log.file.sync()
+    return draft._replace(end=end, covers=covers)
 
 
 def _switch(log: FileLog, draft: _Draft) -> bool:
@@ -151,11 +185,7 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
     is_known = draft.replaces_hash == old.header.snapshot_hash
     if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)
-    payloads, _ = log.read(draft.covers, head)
-    frames, end = write_frames(payloads, draft.end)
-    if frames:
-        draft.log.file.write_at(frames, draft.end.offset)
-        draft.log.file.sync()
+    end = _follow(log, draft, head).end
     # Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them.
     if not draft.poisoned:
         log.sync_file(old)

@@ -358,6 +358,8 @@ def test_a_signal_handler_amid_a_read_is_refused_what_waits_for_who_waits_for_th
     faulty = Faulty()
     mdb, other = open_db(files=faulty), open_db()
     other.upsert(A)
+    # Before it has the write lock a save waits for the reader, too; but nobody waits for it then.
+    mdb.freshen = lambda: None
     thread = threading.Thread(target=mdb.save if amid == "save" else lambda: mdb.upsert(B))
     refused = []
 
@@ -374,6 +376,28 @@ def test_a_signal_handler_amid_a_read_is_refused_what_waits_for_who_waits_for_th
     assert refused
     act(mdb)
     assert table(mdb) == table(other)
+
+
+def test_a_signal_handler_amid_a_read_may_write_while_a_save_waits_for_the_reader_and_not_save(open_db, handled_by):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    other.upsert(A)
+    thread = threading.Thread(target=mdb.save)
+    handled = []
+
+    def handler():
+        thread.start()
+        wait_until(lambda: mdb._log.lock.savers)
+        with pytest.raises(microdb.ReentrantError, match="let it return first"):
+            mdb.save()
+        other.upsert(B)
+        handled.append(True)
+
+    before_reading(mdb, faulty, None, handled_by(handler))
+    table(mdb)
+    thread.join()
+    assert handled
+    assert table(mdb) == {"a": 1, "b": 2}
 
 
 def test_a_signal_handler_amid_a_read_cannot_close_a_handle_whose_automatic_save_waits_for_the_reader(

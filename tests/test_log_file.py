@@ -8,8 +8,11 @@ from faulty import Faulty, fail
 from microdb.errors import CorruptError, StorageError
 from microdb.files import OS
 from microdb.keys import PartitionKeys
+from microdb.wal import log_file
 from microdb.wal.format import CRC_BYTES, GENERATION_MAX, KEYS_BYTES_MAX, NO_SNAPSHOT
-from microdb.wal.log_file import changes_in, create_log, frames_to, open_log
+from microdb.wal.log import GoneError
+from microdb.wal.log_file import changes_in, create_log, frames_to, open_log, place_of
+from microdb.wal.reader import read_frames
 
 
 @pytest.fixture
@@ -91,3 +94,19 @@ def test_a_published_end_within_a_frame_is_damage_and_the_error_says_of_what_kin
     log, end = create(b"one", b"two")
     with pytest.raises(CorruptError, match="15 bytes are too few for a frame; all up to sequence 1"):
         frames_to(log, log.header.start, end.offset - 5)
+
+
+@pytest.mark.parametrize("search", [(), (10,), (45, 60), (1 << 20,)])
+@pytest.mark.parametrize("sequence", range(4))
+def test_the_place_behind_a_known_sequence_is_found_however_far_from_the_end(create, monkeypatch, search, sequence):
+    monkeypatch.setattr(log_file, "_SEARCH_BYTES", search)
+    payloads = [b"one", b"two", b"three"]
+    log, _ = create(*payloads)
+    data = log.file.read_all()[log.header.end :]
+    assert place_of(log, sequence) == read_frames(data, log.header.start, last=sequence).end
+
+
+def test_the_place_behind_a_sequence_that_a_log_does_not_have_is_gone(create):
+    log, _ = create(b"one")
+    with pytest.raises(GoneError):
+        place_of(log, 2)

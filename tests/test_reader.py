@@ -21,7 +21,16 @@ from microdb.wal.format import (
     VERSION,
     Position,
 )
-from microdb.wal.reader import HeaderError, LaterFrame, NewerVersionError, Run, later_frames, read_frames, read_header
+from microdb.wal.reader import (
+    HeaderError,
+    LaterFrame,
+    NewerVersionError,
+    Run,
+    find_frame,
+    later_frames,
+    read_frames,
+    read_header,
+)
 from microdb.wal.writer import log_header, write_frames
 
 START = Position(generation=1, offset=100, sequence=0, crc=0x1234)
@@ -247,6 +256,32 @@ def test_small_and_large_frames_are_read_in_any_order_and_so_is_each_flaw(sizes)
                 run = read_frames(bytes(changed), START)
                 assert (run.payloads, run.end) == (list(sizes[: count - 1]), positions[count - 1])
                 assert run.reason
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 3])
+def test_a_frame_is_found_by_its_sequence_wherever_the_part_begins(sequence):
+    parts, positions = frames(b"one", b"two", b"three")
+    data, end = b"".join(parts), positions[sequence]
+    assert find_frame(data, sequence, seed=START.crc) == (end.offset - START.offset, end.crc)
+    before = positions[sequence - 1].offset - START.offset
+    for cut in range(before + 1):
+        found = find_frame(data[cut:], sequence)
+        expected = (end.offset - START.offset - cut, end.crc)
+        assert found == (expected if before - cut >= CRC.size else None)
+    assert find_frame(data[before + 1 :], sequence) is None
+
+
+@pytest.mark.parametrize("sequence", [0, 4, SEQUENCE_MAX])
+def test_a_frame_that_is_not_there_is_not_found(sequence):
+    assert find_frame(b"".join(frames(b"one", b"two", b"three")[0]), sequence, seed=START.crc) is None
+    assert find_frame(b"", sequence, seed=START.crc) is None
+
+
+def test_what_merely_looks_like_a_frame_is_passed_over():
+    number = (2).to_bytes(8, "little")
+    decoys = number + b"\1\0\0\0\0" + number + b"?" + bytes(4)
+    parts, positions = frames(decoys, decoys)
+    assert find_frame(number + b"".join(parts), 2) == (8 + positions[2].offset - START.offset, positions[2].crc)
 
 
 BAD = {

@@ -12,7 +12,7 @@ from microdb.keys import PartitionKeys
 from microdb.paths import Paths
 from microdb.wal.format import GENERATION_MAX, Payload, Position, split_head
 from microdb.wal.log import GoneError
-from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log
+from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log, place_of
 
 __all__ = ["HISTORY_BYTES", "Generations"]
 
@@ -79,7 +79,7 @@ class Generations:
             base = following.header.base_sequence
             if base > after.sequence:
                 payloads += frames_until(self.get(after.generation), after, base).payloads
-            after = frames_until(following, following.header.start, max(after.sequence, base)).end
+            after = place_of(following, max(after.sequence, base))
             self.last = following
         more, end = frames_to(self.get(after.generation), after, offset)
         return [*payloads, *more] if payloads else more, end

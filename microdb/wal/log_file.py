@@ -24,7 +24,7 @@ from microdb.wal.format import (
     Position,
 )
 from microdb.wal.log import GoneError
-from microdb.wal.reader import HeaderError, NewerVersionError, Run, read_frames, read_header
+from microdb.wal.reader import HeaderError, NewerVersionError, Run, find_frame, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
 
 __all__ = [
@@ -35,8 +35,11 @@ __all__ = [
     "frames_until",
     "open_log",
     "overlay_of",
+    "place_of",
     "snapshot_hash",
 ]
+
+_SEARCH_BYTES: Final = (1 << 20, 1 << 24)
 
 _HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
 
@@ -108,6 +111,23 @@ def frames_until(log: LogFile, after: Position, last: int) -> Run:
     if run.end.sequence != last:
         raise GoneError(after.generation)
     return run
+
+
+def place_of(log: LogFile, sequence: int) -> Position:
+    """The position behind a frame that one knows from an earlier log. Raises GoneError if it is not in this one.
+
+    It is searched for from the end: while a save was going on others may have written millions.
+    """
+    start = log.header.start
+    if sequence == start.sequence:
+        return start
+    size = log.file.size()
+    for length in _SEARCH_BYTES:
+        at = max(size - length, start.offset)
+        found = find_frame(log.file.read_at(at, size - at), sequence, seed=start.crc if at == start.offset else None)
+        if found is not None:
+            return Position(start.generation, at + found[0], sequence, found[1])
+    return frames_until(log, start, sequence).end
 
 
 def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[Payload], Position]:

@@ -32,11 +32,22 @@ from microdb.wal.format import (
     Position,
 )
 
-__all__ = ["HeaderError", "LaterFrame", "NewerVersionError", "Run", "later_frames", "read_frames", "read_header"]
+__all__ = [
+    "HeaderError",
+    "LaterFrame",
+    "NewerVersionError",
+    "Run",
+    "find_frame",
+    "later_frames",
+    "read_frames",
+    "read_header",
+]
 
 _SMALL_BYTES: Final = 4_096
 _CRC_AND_NEXT: Final = struct.Struct("<IIBQ")
 """The crc of one frame, and the header of the one behind it."""
+
+_SEQUENCE_AT: Final = 5
 
 _SEARCH_FACTOR: Final = 16
 """How many times the bytes of a tail `later_frames` will sum before it gives up."""
@@ -136,6 +147,28 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
         sequence += 1
         at = end + CRC_BYTES
     return Run(payloads, Position(after.generation, after.offset + at, sequence, crc), reason)
+
+
+def find_frame(data: bytes, sequence: int, *, seed: int | None = None) -> tuple[int, int] | None:
+    """Where the frame with a sequence ends in a part of a log, and its crc; None if it is not there.
+
+    Costs a search for the bytes of the number. Nothing is told of the frames before it.
+
+    Args:
+        data: The part. Unless `seed` is given, a frame within its first four bytes is not found.
+        sequence: Of the frame.
+        seed: The crc before `data`.
+    """
+    view = memoryview(data)
+    number = sequence.to_bytes(8, "little")
+    at = data.find(number) - _SEQUENCE_AT
+    while at >= -_SEQUENCE_AT:
+        before = seed if at == 0 else CRC.unpack_from(view, at - CRC_BYTES)[0] if at >= CRC_BYTES else None
+        if before is not None and _flaw(view, at, sequence, before) is None:
+            end = at + FRAME_BYTES_MIN + FRAME.unpack_from(view, at)[0]
+            return end, CRC.unpack_from(view, end - CRC_BYTES)[0]
+        at = data.find(number, at + _SEQUENCE_AT + 1) - _SEQUENCE_AT
+    return None
 
 
 def _take_small(

@@ -56,7 +56,7 @@ NEEDED = {
     "_draft > _write_aside: sync aside": "first save",
     "_draft > create_log: sync aside": "first save",
     "_switch > sync_file: sync_data log": "save while others write, process",
-    "_switch: sync aside": "save while others write, power",
+    "_follow: sync aside": "save while others write, power",
     "_switch: sync_folder folder": "first save",
     "_switch: sync_folder parent": "first save",
     # A save whose process died between its last rename and the fsync: found by the next to open, and by one alive.
