@@ -26,7 +26,7 @@ from microdb.paths import Paths, resolved
 from microdb.save_lock import save_lock
 from microdb.values import Record
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, split_head
+from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, head_of, split_head
 from microdb.wal.header import DIRTY, HEAD
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import LogFile, create_log
@@ -149,18 +149,14 @@ def _draft(
         payloads=payloads,
     )
     draft = _Draft(poisoned, snapshot, new, end, covers, old, replaces, found)
-    for _ in range(_ROUNDS_MAX):
-        # While others go on writing: what is written now they need not wait for.
-        behind = split_head(log.words[HEAD])[1] - draft.covers.offset
-        if poisoned or is_inside or behind < _BEHIND_BYTES:
-            break
-        try:
-            draft = _follow(log, draft, log.words[HEAD])
-            log.sync_file(log.generations.get(start.generation))
-        except GoneError:
-            return None
-        if draft.covers.generation != start.generation:
-            return None
+    with contextlib.suppress(GoneError):  # The switch will see that the generation has moved.
+        for _ in range(_ROUNDS_MAX):
+            # What is written while others go on writing, they need not wait for.
+            generation, offset = split_head(log.words[HEAD])
+            if poisoned or generation != covers.generation or offset - draft.covers.offset < _BEHIND_BYTES:
+                break
+            draft = _follow(log, draft, head_of(generation, offset))
+            log.sync_file(log.generations.get(generation))
     return draft
 
 

@@ -10,6 +10,7 @@ import pytest
 import microdb
 from children import forked
 from faulty import Faulty, fail, in_thread, only, save_that_waits
+from microdb import save as save_module
 from microdb import snapshot
 from microdb.files import OS
 from microdb.save import save
@@ -602,6 +603,45 @@ def test_a_save_whose_log_was_saved_over_and_thrown_away_meanwhile_gives_up(open
             os.unlink(f"{path}.wal/{generation:010}.history")
     assert (mdb.stats().generation, mdb.stats().saves) == (3, 2)
     assert not [left for left in listing(path) if left.endswith(".tmp")]
+    assert list(mdb) == list(other) == [("a",), ("b",)]
+
+
+def test_a_save_follows_those_who_write_meanwhile_before_it_makes_them_wait(open_db, path, faulty, monkeypatch):
+    monkeypatch.setattr(save_module, "_BEHIND_BYTES", 1)
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    depths = []
+
+    def write(_):
+        depths.append(mdb._log.lock.depth)
+        if not depths[-1]:
+            other.upsert({"id": len(depths)})
+
+    faulty.on["sync"] = only(".tmp", write)
+    mdb.save()
+    rounds = 2 + save_module._ROUNDS_MAX
+    assert depths == [0] * rounds + [1], "then those who write on have to wait"
+    assert list(mdb) == list(other) == [("a",), *[(n,) for n in range(1, rounds + 1)]]
+    mdb.close()
+    other.close()
+    assert len(open_db()) == rounds + 1
+
+
+def test_a_save_that_is_overtaken_as_it_follows_gives_up(open_db, path, faulty, monkeypatch):
+    monkeypatch.setattr(save_module, "_BEHIND_BYTES", 1)
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    syncs = []
+
+    def write(_):
+        syncs.append(1)
+        in_thread(lambda: other.upsert(B))
+        if len(syncs) == 3:
+            in_thread(lambda: locked_save(other))
+
+    faulty.on["sync"] = only(".tmp", write)
+    mdb.save()
+    assert (len(syncs), mdb.stats().generation, mdb.stats().saves) == (3, 2, 1)
     assert list(mdb) == list(other) == [("a",), ("b",)]
 
 
