@@ -1,11 +1,9 @@
 """`MicroDB`: what a user calls. Threads, locks and logs are the business of `handle`."""
 
 import os
-import pprint
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence, ValuesView
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, overload
 
 from microdb import mounts, snapshot
 from microdb.changes import CLEAR, Change
@@ -31,8 +29,7 @@ T = TypeVar("T")
 Durability = Literal["process", "power"]
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """What a database looks like at a moment.
 
     Attributes:
@@ -227,6 +224,8 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
 
     def pprint_all(self) -> None:
         """Print the records as a list, neatly."""
+        import pprint  # noqa: PLC0415  # It imports a good deal.
+
         pprint.pprint(list(self.all()))  # noqa: T203  # That is what it is for.
 
     def pprint_all_as_grid(self) -> None:
@@ -235,6 +234,8 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         Raises:
             GridError: A record lacks a field that another has.
         """
+        import pprint  # noqa: PLC0415  # As above.
+
         pprint.pprint(snapshot.grid(list(self.all())))  # noqa: T203  # That is what it is for.
 
     def stats(self) -> Stats:

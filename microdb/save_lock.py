@@ -7,12 +7,13 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Final
-
-import filelock
+from typing import TYPE_CHECKING, Final
 
 from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.locks import REENTRANT, WriteLock
+
+if TYPE_CHECKING:
+    import filelock
 
 __all__ = ["save_lock"]
 
@@ -63,7 +64,7 @@ class _Holder:
     def __init__(self, path: str, timeout_s: float | None) -> None:
         self._path = path
         self._timeout_s = timeout_s
-        self._file_lock: filelock.BaseFileLock | None = None
+        self._file_lock: "filelock.BaseFileLock | None" = None  # noqa: UP037  # Imported later.
         self._error: BaseException | None = None
         self._settled = threading.Lock()
         self._wanted = threading.Lock()
@@ -126,7 +127,9 @@ class _Holder:
         finally:
             self._settled.release()
 
-    def _acquired(self) -> filelock.BaseFileLock | None:
+    def _acquired(self) -> "filelock.BaseFileLock | None":
+        import filelock  # noqa: PLC0415  # It takes longer to import than all of microdb, and many never save.
+
         file_lock = filelock.FileLock(self._path, thread_local=False)
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while self._wanted.locked():

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from microdb import json_values, literals
+from microdb import json_values
 from microdb.errors import CorruptError, GridError, RecordError
 from microdb.keys import Key, PartitionKeys
 from microdb.values import Record, checked
@@ -219,6 +219,8 @@ def _is_flat(body: bytes, found: list[Any]) -> bool:
 
 
 def _from_literals(data: bytes, path: str, json_error: ValueError) -> list[Record]:
+    from microdb import literals  # noqa: PLC0415  # Only the files of microdb 0.1.3 need it.
+
     start = len(BOM) if data.startswith(BOM) else 0
     try:
         elements = list(literals.elements(data, path, start=start))
