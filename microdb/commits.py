@@ -65,17 +65,19 @@ class Commit:
 
 
 class CommitQueue:
-    """The batches of the threads of this process that wait for the write lock through one handle."""
+    """The batches of the threads of this process that wait for the write lock through one handle.
+
+    Attributes:
+        waiting: They, in the order in which they came.
+    """
 
     def __init__(self) -> None:
-        self._waiting: deque[Commit] = deque()
-
-    def __len__(self) -> int:
-        """How many are waiting."""
-        return len(self._waiting)
+        self.waiting: deque[Commit] = deque()
 
     def enter(self, commit: Commit, lock: WriteLock, timeout_s: float | None) -> float | None:
         """Wait until no other thread of this process writes; by then one of them may have taken the batch along.
+
+        For whoever finds that `WriteLock.enter_queue_now` does not let it in.
 
         Returns:
             What is left of `timeout_s`.
@@ -83,14 +85,12 @@ class CommitQueue:
         Raises:
             LockTimeoutError: They did not let it in within `timeout_s` seconds (None: for ever).
         """
-        if lock.enter_queue_now():
-            return timeout_s
         if timeout_s != 0:
             lock.check_may_wait()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         left_s = timeout_s
         commit.fall_asleep()
-        self._waiting.append(commit)
+        self.waiting.append(commit)
         lock.sleepers.append(commit)
         try:
             while not commit.is_done() and not lock.enter_queue_now():
@@ -109,9 +109,9 @@ class CommitQueue:
     def take_all(self, commit: Commit) -> list[Commit]:
         """A batch, and all that other threads have waiting; whoever waits for one of them leaves it to us now."""
         group = [commit]
-        while self._waiting:
+        while self.waiting:
             with contextlib.suppress(IndexError):  # It has just withdrawn.
-                follower = self._waiting.popleft()
+                follower = self.waiting.popleft()
                 if follower is not commit:
                     follower.leader = commit
                     group.append(follower)
@@ -119,7 +119,7 @@ class CommitQueue:
 
     def leave(self, commit: Commit, lock: WriteLock, level: Level) -> None:
         """Return to where the thread stood before it came. Does no harm twice."""
-        if self._waiting:
+        if self.waiting:
             self._withdraw(commit)
         if lock.writing is commit:
             lock.writing = None
@@ -128,7 +128,7 @@ class CommitQueue:
     def _withdraw(self, commit: Commit) -> bool:
         """Whether nobody had taken it yet."""
         try:
-            self._waiting.remove(commit)
+            self.waiting.remove(commit)
         except ValueError:
             return False
         return True

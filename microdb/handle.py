@@ -196,27 +196,28 @@ class Handle:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
         commit = Commit(payload, changes)
         group = [commit]
-        lock = self._log.lock
+        commits, lock, timeout_s = self._commits, self._log.lock, self._timeout_s
         level = lock.level()
         try:
             try:
-                left_s = self._commits.enter(commit, lock, self._timeout_s)
-                if not commit.is_done():
-                    lock.acquire_queued(left_s, self._timeout_s)
+                left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
+                if commit.leader is None or not commit.leader.done:
+                    lock.acquire_queued(left_s, timeout_s)
                     self._prepare_locked()
                     lock.writing = commit
-                    if level.depth == 0:  # Inside lock() nobody else's changes may come between.
-                        group = self._commits.take_all(commit)
+                    if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
+                        group = commits.take_all(commit)
                     self._append_locked(group)
             finally:
-                self._commits.leave(commit, lock, level)
+                commits.leave(commit, lock, level)
         except BaseException:
             # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
-            self._commits.leave(commit, lock, level)
+            commits.leave(commit, lock, level)
             raise
         finally:
-            for follower in group:
-                follower.wake()
+            if len(group) > 1:
+                for follower in group:
+                    follower.wake()
         position = self._position
         if position is not None and position.offset > self._auto_save.above:
             self._auto_save.consider(position.offset, self)
@@ -226,7 +227,8 @@ class Handle:
         if before is None:
             raise AssertionError("whoever has caught up has a position")
         try:
-            end = self._log.append([commit.payload for commit in group], before, sync=self._sync)
+            payloads = (group[0].payload,) if len(group) == 1 else [commit.payload for commit in group]
+            end = self._log.append(payloads, before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
             group[0].done = self._words[HEAD] != head
@@ -237,7 +239,10 @@ class Handle:
             for commit in group:
                 apply(commit.changes, self._records)
             self._position, self._applied = end, self._words[HEAD]
-            self._reflect()
+            if self._transaction is None and self._pid != _CLOSED:
+                self._head = self._applied  # As `_open_gate`: a log that can be written to is followed.
+            else:
+                self._reflect()
 
     def _prepare_locked(self) -> None:
         """The table is up to date and the log may be appended to, or an error says why not."""

@@ -50,26 +50,21 @@ def enter(queue, commit, *answers, timeout_s=None):
 def wait_in(queue, *waiting):
     """Let them wait as if each had a thread, which has not looked yet whether it may go on."""
     for commit in waiting:
-        enter(queue, commit, False, True)
-
-
-def test_whoever_finds_the_lock_free_does_not_wait(queue, commit):
-    assert enter(queue, commit, True, timeout_s=5) == 5
-    assert len(queue) == 0
+        enter(queue, commit, True)
 
 
 def test_whoever_is_let_in_is_told_what_time_is_left(queue, commit, monkeypatch):
     now = iter([100, 101.5])
     monkeypatch.setattr(commits, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
-    assert enter(queue, commit, False, False, True, timeout_s=5) == 3.5
-    assert len(queue) == 1
+    assert enter(queue, commit, False, True, timeout_s=5) == 3.5
+    assert len(queue.waiting) == 1
 
 
 def test_whoever_is_let_in_takes_all_that_wait_in_their_order_and_itself_first(queue, commit):
     first, second = other(), other()
     wait_in(queue, first, commit, second)
     assert queue.take_all(commit) == [commit, first, second]
-    assert len(queue) == 0
+    assert len(queue.waiting) == 0
     assert queue.take_all(commit) == [commit]
 
 
@@ -94,25 +89,25 @@ def test_whoever_was_taken_along_as_its_time_was_up_waits_for_the_outcome(queue,
         leader.done = is_written
         return not is_written
 
-    enters = lambda: enter(queue, commit, False, is_writing, False, has_written, timeout_s=0)  # noqa: E731
+    enters = lambda: enter(queue, commit, is_writing, False, has_written, timeout_s=0)  # noqa: E731
     if is_written:
         assert enters() == 0
         assert commit.is_done()
     else:
         with pytest.raises(LockTimeoutError):
             enters()
-    assert len(queue) == 0
+    assert len(queue.waiting) == 0
 
 
 def test_one_that_withdraws_as_it_is_about_to_be_taken_is_left_out(queue, commit):
     wait_in(queue, other())
 
-    class Withdrawing(type(queue._waiting)):
+    class Withdrawing(type(queue.waiting)):
         def popleft(self):
             self.clear()
             return super().popleft()
 
-    queue._waiting = Withdrawing(queue._waiting)
+    queue.waiting = Withdrawing(queue.waiting)
     assert queue.take_all(commit) == [commit]
 
 
@@ -131,12 +126,12 @@ def test_leaving_twice_does_no_harm_and_leaves_alone_what_others_hold(queue, com
     lock.writing = commit
     queue.leave(commit, lock, level)
     assert (lock.writing, lock.level()) == (None, level)
-    assert len(queue) == 1
+    assert len(queue.waiting) == 1
     another = in_thread(lambda: (lock.acquire(), other())[1])
     lock.writing = another
     queue.leave(commit, lock, level)
     assert lock.writing is another
-    assert len(queue) == 1
+    assert len(queue.waiting) == 1
 
 
 def test_a_batch_that_was_taken_along_is_done_when_its_leader_is(queue, commit):
@@ -180,7 +175,7 @@ def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, 
         lock = mdb._log.lock
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(mdb._commits) == len(lock.sleepers) == 4)
+        wait_until(lambda: len(mdb._commits.waiting) == len(lock.sleepers) == 4)
         monkeypatch.setattr(WriteLock, "acquire_queued", _noting(WriteLock.acquire_queued, taken))
     for thread in threads:
         thread.join()
@@ -222,7 +217,7 @@ def test_a_batch_that_sleeps_is_refused_when_its_time_is_up(queue, commit):
     in_thread(lock.acquire)
     with pytest.raises(LockTimeoutError):
         queue.enter(commit, lock, 0.12)
-    assert (len(queue), len(lock.sleepers)) == (0, 0)
+    assert (len(queue.waiting), len(lock.sleepers)) == (0, 0)
 
 
 def test_a_write_that_is_not_let_in_in_time_is_withdrawn_and_never_made(open_db):
@@ -230,7 +225,7 @@ def test_a_write_that_is_not_let_in_in_time_is_withdrawn_and_never_made(open_db)
     with other.lock():
         with pytest.raises(LockTimeoutError) as caught:
             in_thread(lambda: mdb.upsert(A))
-        assert len(mdb._commits) == 0
+        assert len(mdb._commits.waiting) == 0
     assert caught.value.timeout_s == 0.01
     mdb.upsert(B)
     assert list(mdb.all()) == [B]
@@ -252,7 +247,7 @@ def test_if_a_batch_fails_each_of_its_writers_gets_an_error_and_none_is_written(
     with mdb.lock():
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(mdb._commits) == 3)
+        wait_until(lambda: len(mdb._commits.waiting) == 3)
     for thread in threads:
         thread.join()
     assert sorted(errors) == ["x", "y", "z"]
@@ -267,9 +262,9 @@ def test_inside_a_lock_nobody_elses_batch_is_taken_along(open_db):
     thread = threading.Thread(target=mdb.upsert, args=(B,))
     with mdb.lock():
         thread.start()
-        wait_until(lambda: len(mdb._commits))
+        wait_until(lambda: len(mdb._commits.waiting))
         mdb.upsert(A)
-        assert (len(mdb._commits), list(mdb.all())) == (1, [A])
+        assert (len(mdb._commits.waiting), list(mdb.all())) == (1, [A])
     thread.join()
     assert list(mdb.all()) == [A, B]
 

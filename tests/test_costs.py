@@ -15,8 +15,11 @@ OPERATIONS = 50
 UPSERT_CALLS = ["flock", "lseek", "pwrite64", "flock"]
 """Lock, where the log ends, write, unlock: no other call that any file is concerned with."""
 
-GETPID_CALLS_MAX = 3
-"""Who forked without telling has another pid. To be lowered with each that is saved."""
+GETPID_CALLS_MAX = 1
+"""Who forked without telling has another pid."""
+
+PYTHON_CALLS_MAX = {"read": 1, "get": 1, "in": 1, "upsert": 27, "upsert_many": 27}
+"""Functions written in Python that are entered; of `upsert_many`, for all of a thousand records together."""
 
 UPSERT_BYTES_MAX = 1_024
 """Of a record of seven fields: its copy, its bytes, a frame, and what carries them."""
@@ -111,6 +114,19 @@ def test_of_all_reads_together_next_to_none_makes_a_system_call(calls):
     assert sum(map(len, itertools.chain(found["read"], found["get"], found["in"]))) <= 3
 
 
+def _python_calls(operation):
+    """How many functions that are written in Python one operation enters."""
+    for _ in range(3):
+        operation()
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_qualname) if event == "call" else None)
+    try:
+        operation()
+    finally:
+        sys.setprofile(None)
+    return [name for name in calls if "lambda" not in name]  # Without the operation itself.
+
+
 # Memory.
 
 alone = pytest.mark.skipif("coverage" in sys.modules, reason="what coverage notes down would be counted, too")
@@ -184,3 +200,21 @@ def test_asking_whether_a_key_is_there_keeps_no_memory(mdb):
 @alone
 def test_an_upsert_takes_little_memory_beyond_the_record_that_it_stores(mdb):
     assert _peak_bytes(lambda: mdb.upsert(RECORD)) <= UPSERT_BYTES_MAX
+
+
+MANY = [{**RECORD, "id": n} for n in range(1_000)]
+
+OPERATIONS_OF_KIND = {
+    "read": lambda mdb: mdb[1,],
+    "get": lambda mdb: mdb.get((1,)),
+    "in": lambda mdb: (1,) in mdb,
+    "upsert": lambda mdb: mdb.upsert(RECORD),
+    "upsert_many": lambda mdb: mdb.upsert_many(MANY),
+}
+
+
+@alone
+@pytest.mark.parametrize("kind", OPERATIONS_OF_KIND)
+def test_an_operation_enters_few_functions_that_are_written_in_python(mdb, kind):
+    calls = _python_calls(lambda: OPERATIONS_OF_KIND[kind](mdb))
+    assert 1 <= len(calls) <= PYTHON_CALLS_MAX[kind], calls

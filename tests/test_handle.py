@@ -80,7 +80,7 @@ def test_a_write_that_finds_its_handle_closed_when_its_turn_comes_says_so_and_wr
     holder.start()
     assert held.wait(60)
     writer.start()
-    wait_until(lambda: len(mdb._commits))
+    wait_until(lambda: len(mdb._commits.waiting))
     mdb.close()
     let_go.set()
     holder.join()

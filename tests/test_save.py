@@ -574,7 +574,7 @@ def test_a_write_that_was_taken_along_before_its_time_was_up_is_no_timeout(open_
     with mdb.lock():
         for thread in threads:
             thread.start()
-        while len(mdb._commits) < 2:
+        while len(mdb._commits.waiting) < 2:
             threading.Event().wait(0.001)
     for thread in threads:
         thread.join()

@@ -39,6 +39,7 @@ __all__ = [
 
 _ARRAY: Final = struct.Struct(">BI")
 _ARRAY_BYTES_MAX: Final = _ARRAY.size
+_ITEMS_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - _ARRAY_BYTES_MAX
 _TOGETHER: Final = 4_096
 """How many payloads to unpack at once."""
 
@@ -157,15 +158,14 @@ def _packed(value: Any) -> bytes:
         packer = _packers.pop()
     except IndexError:
         packer = msgpack.Packer(default=_default, strict_types=True)
-    data = packer.pack(value)
+    data: bytes = packer.pack(value)
     _packers.append(packer)
-    return cast("bytes", data)
+    return data
 
 
 def _check_size(size: int) -> None:
-    most = PAYLOAD_BYTES_MAX - _ARRAY_BYTES_MAX
-    if size > most:
-        raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {most}")
+    if size > _ITEMS_BYTES_MAX:
+        raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {_ITEMS_BYTES_MAX}")
 
 
 def encode_delete(key: Key) -> bytes:
@@ -185,8 +185,10 @@ def join(items: Sequence[bytes]) -> bytes:
         RecordError: It would be longer than a frame may be.
     """
     if len(items) == 1:
-        _check_size(len(items[0]))
-        return b"\x91" + items[0]
+        item = items[0]
+        if len(item) > _ITEMS_BYTES_MAX:
+            _check_size(len(item))
+        return b"\x91" + item
     _check_size(sum(map(len, items)))
     return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
 

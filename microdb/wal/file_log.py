@@ -142,7 +142,8 @@ class FileLog(OpenFiles):
             FailedError: The files were removed or replaced.
             ReentrantError: A signal handler got here from within an append.
         """
-        check_reentrance(self.lock)
+        if self.lock.writing is not None:
+            check_reentrance(self.lock)
         if time.monotonic() > self._look_at_s:
             self._look_again()
         if self.words[DIRTY]:
@@ -189,13 +190,13 @@ class FileLog(OpenFiles):
             log = self._current(generation)
         file = log.file
         data, end = write_frames(payloads, after, flags=DURABLE_BEFORE if words[DURABLE] == offset else 0)
-        if words[HEAD] != head_of(generation, offset):
+        if words[HEAD] & OFFSET_MAX != offset:
             raise AssertionError("whoever appends stands at the end of the log")
         if end.offset > OFFSET_MAX:
             raise StorageError(file.path, f"the log is full at {offset} bytes; save()", offset=offset)
         if file.size() != offset:
             self._mend_end(log, after)
-        head = head_of(generation, end.offset)
+        head = words[HEAD] + len(data)
         try:
             words[DIRTY] = self._pid
             file.write_at(data, offset)

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from typing import Final
 from zlib import crc32
 
 from microdb.wal.codec import encode_names
@@ -19,6 +20,8 @@ from microdb.wal.format import (
 )
 
 __all__ = ["log_header", "write_frames"]
+
+_new: Final = tuple.__new__
 
 
 def log_header(
@@ -45,15 +48,13 @@ def log_header(
 def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
     """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
     generation, offset, sequence, crc = after
-    data = b""
-    parts = []
+    frames = []
     for payload in payloads:
         sequence += 1
-        data = FRAME.pack(len(payload), flags, sequence) + payload
-        crc = crc32(data, crc)
-        data += CRC.pack(crc)
-        parts.append(data)
+        frame = FRAME.pack(len(payload), flags, sequence) + payload
+        crc = crc32(frame, crc)
+        frames.append(frame + CRC.pack(crc))
         flags = 0
-    if len(parts) > 1:
-        data = b"".join(parts)
-    return data, Position(generation, offset + len(data), sequence, crc)
+    data = frames[0] if len(frames) == 1 else b"".join(frames)
+    # As `Position(…)`, in half the time.
+    return data, _new(Position, (generation, offset + len(data), sequence, crc))
