@@ -15,10 +15,9 @@ def test_no_acknowledged_write_is_missing_after_a_storm_of_kills(path, seed, pow
 @pytest.mark.long  # Ten minutes.
 @pytest.mark.parametrize("power", [False, True])
 def test_no_acknowledged_write_is_missing_after_a_long_storm_of_kills(path, seed, power):
-    storm = Storm(path, seed=seed, kills=1_600, power=power)
+    storm = Storm(path, seed=seed, kills=1_600, least=10_000, power=power)
     storm.run()
     print(f"figures: storm, durability {storm.durability}: {storm.report}")
-    assert storm.acknowledged > 30_000
     assert storm.parses > 100
 
 
