@@ -4,8 +4,10 @@ Measured, lock and unlock together: a bare flock 0.4 µs, the methods of portalo
 `portalocker.Lock` 15 µs, `filelock.FileLock` 57 µs. Hence FlockLocker's own primitive on one long-lived descriptor.
 `portalocker.Lock` is not safe over a fork. The lock on saves is in `save_lock`: never both libraries on one file.
 
-A blocking flock is fair among processes (616 to 777 turns each of four); polling starves (1 to 1,082). So: try once,
-then block; poll, with a pause that grows, only when a time-out was asked for.
+A blocking flock is fair among processes (616 to 777 turns each of four); polling for ever starves (1 to 1,082). But
+whoever unlocks wakes all that block, for a turn of microseconds that one of them gets. Two processes that wrote came to
+0.37 of what one does, and come to 0.7 since each looks a few times in the first 1.5 ms, and only then blocks. With a
+time-out the looks go on, with a pause that grows.
 """
 
 import contextlib
@@ -43,6 +45,7 @@ _EXCLUSIVE_NOW: Final = int(LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
 _SHARED: Final = int(LockFlags.SHARED)
 _UNLOCK: Final = int(LockFlags.UNBLOCK)
 
+_PAUSES_S: Final = (0.000_05, 0.000_1, 0.000_2, 0.000_4, 0.000_8)
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
 
@@ -230,6 +233,11 @@ class WriteLock:
 
     def _wait_for_file(self, file: File, left_s: float | None, timeout_s: float | None) -> None:
         if left_s is None:
+            for pause_s in _PAUSES_S:
+                time.sleep(pause_s)
+                with contextlib.suppress(BlockingIOError):
+                    _flock(file.fd, _EXCLUSIVE_NOW)
+                    return
             _flock(file.fd, _EXCLUSIVE)
             return
         deadline = time.monotonic() + left_s
