@@ -102,8 +102,8 @@ class CommitQueue:
         finally:
             with contextlib.suppress(ValueError):
                 lock.sleepers.remove(commit)
-        if left_s is not None and left_s <= 0 and not commit.is_done():
-            raise lock.timeout(timeout_s)  # It was taken along by one that failed.
+        if commit.leader is not None and not commit.is_done() and left_s is not None and left_s <= 0:
+            raise lock.timeout(timeout_s)
         return left_s
 
     def take_all(self, commit: Commit) -> list[Commit]:

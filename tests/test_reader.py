@@ -284,6 +284,12 @@ def test_what_merely_looks_like_a_frame_is_passed_over():
     assert find_frame(number + b"".join(parts), 2) == (8 + positions[2].offset - START.offset, positions[2].crc)
 
 
+def test_the_search_for_a_frame_gives_up_when_too_much_looks_like_it():
+    (data,), (_, end) = frames((1).to_bytes(8, "little") * reader._LOOKS_MAX)
+    assert find_frame(data, 1, seed=START.crc) == (len(data), end.crc)
+    assert find_frame(bytes(9) + data[13:-4] + bytes(4) + data, 1) is None
+
+
 BAD = {
     "too short": (b"\1" * (FRAME_BYTES_MIN - 1), "too few"),
     "zeros": (bytes(100), "without a payload"),

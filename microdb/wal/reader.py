@@ -48,6 +48,8 @@ _CRC_AND_NEXT: Final = struct.Struct("<IIBQ")
 """The crc of one frame, and the header of the one behind it."""
 
 _SEQUENCE_AT: Final = 5
+_LOOKS_MAX: Final = 64
+"""How many times `find_frame` looks closer at what has the right number."""
 
 _SEARCH_FACTOR: Final = 16
 """How many times the bytes of a tail `later_frames` will sum before it gives up."""
@@ -150,7 +152,7 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
 
 
 def find_frame(data: bytes, sequence: int, *, seed: int | None = None) -> tuple[int, int] | None:
-    """Where the frame with a sequence ends in a part of a log, and its crc; None if it is not there.
+    """Where the frame with a sequence ends in a part of a log, and its crc; None if it is not found.
 
     Costs a search for the bytes of the number. Nothing is told of the frames before it.
 
@@ -162,7 +164,9 @@ def find_frame(data: bytes, sequence: int, *, seed: int | None = None) -> tuple[
     view = memoryview(data)
     number = sequence.to_bytes(8, "little")
     at = data.find(number) - _SEQUENCE_AT
-    while at >= -_SEQUENCE_AT:
+    for _ in range(_LOOKS_MAX):
+        if at < -_SEQUENCE_AT:
+            break
         before = seed if at == 0 else CRC.unpack_from(view, at - CRC_BYTES)[0] if at >= CRC_BYTES else None
         if before is not None and _flaw(view, at, sequence, before) is None:
             end = at + FRAME_BYTES_MIN + FRAME.unpack_from(view, at)[0]
