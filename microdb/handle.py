@@ -239,10 +239,7 @@ class Handle:
             for commit in group:
                 apply(commit.changes, self._records)
             self._position, self._applied = end, self._words[HEAD]
-            if self._transaction is None and self._pid != _CLOSED:
-                self._head = self._applied  # As `_open_gate`: a log that can be written to is followed.
-            else:
-                self._reflect()
+            self._open_gate()
 
     def _prepare_locked(self) -> None:
         """The table is up to date and the log may be appended to, or an error says why not."""

@@ -569,3 +569,11 @@ def test_a_forgotten_block_takes_the_lock_from_no_block_that_has_begun_since():
     with held(lock, None):
         assert lock.depth == 1
     assert not lock.is_mine()
+
+
+def test_whoever_waits_for_another_thread_is_told_what_time_is_left(path, monkeypatch):
+    lock = new_lock(path)
+    now = iter([100, 103])
+    monkeypatch.setattr(locks, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(lock, "enter_queue_now", lambda: False)  # By now it is free.
+    assert lock.enter_queue(10) == 7

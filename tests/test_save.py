@@ -627,6 +627,23 @@ def test_a_save_follows_those_who_write_meanwhile_before_it_makes_them_wait(open
     assert len(open_db()) == rounds + 1
 
 
+def test_a_save_whose_handle_is_closed_as_it_begins_is_refused(open_db, path):
+    mdb = open_db()
+    mdb.upsert(A)
+    mdb.freshen = mdb.close
+    with pytest.raises(microdb.ClosedError):
+        mdb.save()
+    assert not path.exists()
+
+
+def test_a_save_that_finds_its_table_half_done_builds_it_anew(open_db, path):
+    mdb = open_db()
+    mdb.upsert(A)
+    mdb.freshen = lambda: setattr(mdb, "_position", None)
+    mdb.save()
+    assert json.loads(path.read_text()) == [A]
+
+
 def test_a_save_that_is_overtaken_as_it_follows_gives_up(open_db, path, faulty, monkeypatch):
     monkeypatch.setattr(save_module, "_BEHIND_BYTES", 1)
     mdb, other = open_db(files=faulty), open_db()

@@ -1,0 +1,32 @@
+"""The collector is held off while a table is built, and then is as it was."""
+
+import gc
+
+import pytest
+
+from microdb import collecting
+
+
+@pytest.fixture(params=[True, False])
+def was_enabled(request):
+    before = gc.isenabled()
+    (gc.enable if request.param else gc.disable)()
+    yield request.param
+    (gc.enable if before else gc.disable)()
+
+
+def test_nothing_is_collected_within_and_then_it_is_as_before(was_enabled):
+    with collecting.paused():
+        assert not gc.isenabled()
+    assert gc.isenabled() == was_enabled
+
+
+def test_an_error_within_leaves_it_as_before(was_enabled):
+    with pytest.raises(ZeroDivisionError), collecting.paused():
+        raise ZeroDivisionError
+    assert gc.isenabled() == was_enabled
+
+
+def test_opening_leaves_it_as_before(open_db, was_enabled):
+    open_db().upsert({"id": 1})
+    assert gc.isenabled() == was_enabled
