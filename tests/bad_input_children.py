@@ -8,7 +8,8 @@ import signal
 from multiprocessing import get_context
 from pathlib import Path
 
-import msgspec  # noqa: F401  # Imported here, a child has it before it drops its rights.
+import filelock  # noqa: F401  # Imported here, a child has it before it drops its rights.
+import msgspec  # noqa: F401  # As above.
 
 from microdb import MicroDB
 

@@ -119,11 +119,13 @@ def _python_calls(operation):
     for _ in range(3):
         operation()
     calls = []
+    gc.disable()  # Others may have asked to be called by it.
     sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_qualname) if event == "call" else None)
     try:
         operation()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return [name for name in calls if "lambda" not in name]  # Without the operation itself.
 
 
