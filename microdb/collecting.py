@@ -6,18 +6,37 @@ time that a load takes.
 
 import contextlib
 import gc
+import os
+import threading
 from collections.abc import Iterator
 
 __all__ = ["paused"]
+
+_pausing: list[int] = []
+"""The threads that hold it off."""
 
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Collect nothing within a block; then go on as before. For the whole process, all its threads."""
     was_enabled = gc.isenabled()
-    gc.disable()
+    thread = threading.get_ident()
     try:
+        _pausing.append(thread)
+        gc.disable()
         yield
     finally:
         if was_enabled:
             gc.enable()
+        with contextlib.suppress(ValueError):
+            _pausing.remove(thread)
+
+
+def _after_in_child() -> None:
+    # The threads that would end their pause are not here.
+    if _pausing and threading.get_ident() not in _pausing:
+        _pausing.clear()
+        gc.enable()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

@@ -2,7 +2,8 @@
 
 Whoever waits sleeps, until its batch is written or the write lock is free. So a thread wakes once for each write, and
 the write lock is not handed from one to the next only to be given back. It looks now and then, too: nothing depends on
-being woken, which an interrupt may prevent.
+being woken, which an interrupt may prevent. Whoever takes the lock again and again and takes nobody along, as `lock()`
+does, would starve those that sleep: after a few vain looks they block.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from microdb.locks import Level, WriteLock
 __all__ = ["Commit", "CommitQueue"]
 
 _LOOK_EVERY_S: Final = 0.05
+_LOOKS_MAX: Final = 4
+_BLOCK_S: Final = 0.01
 
 
 class Commit:
@@ -91,13 +94,19 @@ class CommitQueue:
         left_s = timeout_s
         commit.fall_asleep()
         self.waiting.append(commit)
-        lock.sleepers.append(commit)
+        looks = 0
         try:
+            lock.sleepers.append(commit)
             while not commit.is_done() and not lock.enter_queue_now():
                 if left_s is not None and left_s <= 0 and self._withdraw(commit):
                     raise lock.timeout(timeout_s)
                 # If it could not withdraw, whoever is writing has taken it along: that ends in a moment.
-                commit.sleep(_LOOK_EVERY_S if not left_s else min(left_s, _LOOK_EVERY_S))
+                wait_s = _LOOK_EVERY_S if not left_s else min(left_s, _LOOK_EVERY_S)
+                looks += 1
+                if looks <= _LOOKS_MAX:
+                    commit.sleep(wait_s)
+                elif lock.enter_queue_soon(min(wait_s, _BLOCK_S)):
+                    break
                 left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
         finally:
             with contextlib.suppress(ValueError):

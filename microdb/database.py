@@ -13,7 +13,7 @@ from microdb.handle import Handle
 from microdb.keys import Key, PartitionKeys
 from microdb.paths import Paths, resolved
 from microdb.save import Encode, export
-from microdb.values import Record, are_flat, stored
+from microdb.values import Record, are_dicts, are_flat, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import split_head
@@ -273,9 +273,9 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         """Upsert all or none: for a crash, for every reader, and for an error in any of them."""
         self._settle_for_write(self._timeout_s)
         given = list(records)
-        if self._transaction is None and are_flat(given):
-            copies = list(map(dict.copy, given))
-            keys = self._keys.all_plain(copies)
+        if self._transaction is None and are_dicts(given):
+            copies = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
+            keys = self._keys.all_plain(copies) if are_flat(copies) else None
             if keys:
                 self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
                 return

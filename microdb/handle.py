@@ -25,6 +25,7 @@ from microdb.errors import (
     FailedError,
     MicroDBError,
     ReadOnlyError,
+    ReentrantError,
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
@@ -48,6 +49,7 @@ _LOG: Final = logging.getLogger("microdb")
 
 NEVER: Final = -1
 _CLOSED: Final = -1
+_LOOK_EVERY_S: Final = 0.05
 _MANY: Final = 1_000
 """Payloads; of fewer the garbage collector has not much to do."""
 _DETACHED: Final = 0
@@ -83,6 +85,7 @@ class Handle:
         self._words = _CLOSED_WORDS
         self._pid = _DETACHED
         self._attaching = threading.RLock()
+        self._appending = threading.Lock()
         self._attach(timeout_s)
         forks.register(self)
 
@@ -207,7 +210,8 @@ class Handle:
                     lock.writing = commit
                     if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
                         group = commits.take_all(commit)
-                    self._append_locked(group)
+                    with self._appending:
+                        self._append_locked(group)
             finally:
                 commits.leave(commit, lock, level)
         except BaseException:
@@ -223,28 +227,31 @@ class Handle:
             self._auto_save.consider(position.offset, self)
 
     def _append_locked(self, group: list[Commit]) -> None:
-        before, head = self._position, self._applied
-        if before is None:
-            raise AssertionError("whoever has caught up has a position")
+        before, words = self._position, self._words
+        if before is None or self._pid == _CLOSED:  # By another thread, in between.
+            raise ClosedError(_IS_CLOSED)
+        head = words[HEAD]
         try:
             payloads = (group[0].payload,) if len(group) == 1 else [commit.payload for commit in group]
             end = self._log.append(payloads, before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
-            group[0].done = self._words[HEAD] != head
+            group[0].done = words[HEAD] != head
         with self._table_lock:
             if self._position is not before:
                 return  # Another thread read in between, and has caught up with the log.
             self._position = None if self._log.keeps_all else before
             for commit in group:
                 apply(commit.changes, self._records)
-            self._position, self._applied = end, self._words[HEAD]
+            self._position, self._applied = end, words[HEAD]
             self._open_gate()
 
     def _prepare_locked(self) -> None:
         """The table is up to date and the log may be appended to, or an error says why not."""
         if self._pid == _CLOSED:
             raise ClosedError(_IS_CLOSED)
+        if self._pid == _DETACHED:
+            raise ReentrantError("a signal handler forked amid this write, which is the parent's alone")
         self._log.prepare()
         if self._log.is_poisoned():
             self._leave_poisoned_locked()
@@ -398,36 +405,45 @@ class Handle:
         self._load(self._log.load(None))
 
     def close(self) -> None:
-        """Let go of the files. A save in the background is waited for. Closing twice does nothing.
+        """Let go of the files. A save in the background, and a write of another thread, is waited for.
 
-        What was written is in the log already: closing saves nothing.
+        Closing twice does nothing. What was written is in the log already: closing saves nothing.
 
         Raises:
             TransactionError: The calling thread is inside ``lock()`` or ``transaction()``.
-            ReentrantError: A signal handler has interrupted a read for which a save in the background may be waiting.
+            ReentrantError: A signal handler has interrupted a read for which such a save or write may be waiting.
         """
         if self._pid == _CLOSED:
             return
+        self._settle()
         if self._log.lock.is_mine():
             raise TransactionError("close() inside lock() or transaction(); close it when that has ended")
         if self._auto_save.is_running():
             self._log.lock.check_may_wait()
         self._auto_save.wait()
-        with self._table_lock:
-            let_go = self._log.close if self._pid == os.getpid() else self._log.detach
-            try:
-                self._head = NEVER
-                self._words = _CLOSED_WORDS
-                self._position = None
-                self._pid = _CLOSED
-                let_go()
-            except BaseException:
-                # Whatever interrupts this: a handle that nobody can close any more must not look alive.
-                self._head = NEVER
-                self._pid = _CLOSED
-                let_go()
-                raise
-            self._records = {}
+        while not self._appending.acquire(timeout=_LOOK_EVERY_S):
+            self._log.lock.check_may_wait()
+        try:
+            with self._table_lock:
+                self._close()
+        finally:
+            self._appending.release()
+
+    def _close(self) -> None:
+        let_go = self._log.close if self._pid == os.getpid() else self._log.detach
+        try:
+            self._head = NEVER
+            self._words = _CLOSED_WORDS
+            self._position = None
+            self._pid = _CLOSED
+            let_go()
+        except BaseException:
+            # Whatever interrupts this: a handle that nobody can close any more must not look alive.
+            self._head = NEVER
+            self._pid = _CLOSED
+            let_go()
+            raise
+        self._records = {}
 
     def stop_for_fork(self) -> None:
         """See `forks`."""
@@ -444,6 +460,7 @@ class Handle:
         """
         self._table_lock = threading.RLock()
         self._attaching = threading.RLock()
+        self._appending = threading.Lock()
         self._commits = CommitQueue()
         self._auto_save.forget_thread()
         if self._pid == _CLOSED:

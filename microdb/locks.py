@@ -98,6 +98,7 @@ class WriteLock:
         # Bound, for it is asked several times for each write. So `threading.Condition` asks.
         self.is_mine: Callable[[], bool] = self._threads._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self.depth = 0
+        self._is_taken = False
         self.sleepers: deque[Sleeper] = deque()
         self.writing: object | None = None
         self.savers: set[int] = set()
@@ -138,6 +139,10 @@ class WriteLock:
     def enter_queue_now(self) -> bool:
         """Be first in the queue, if no other thread of this process is; whether that was so."""
         return self.is_mine() or self._threads.acquire(blocking=False)
+
+    def enter_queue_soon(self, timeout_s: float) -> bool:
+        """As `enter_queue_now`, blocking for some seconds at most."""
+        return self._threads.acquire(timeout=timeout_s)
 
     def enter_queue(self, timeout_s: float | None) -> float | None:
         """Exclude the other threads of this process alone, to see whether the lock is needed at all.
@@ -181,15 +186,23 @@ class WriteLock:
         Args:
             left_s: How many seconds to wait at most; None: for ever.
             timeout_s: The same as it was in the beginning, for the error.
+
+        Raises:
+            ReentrantError: A signal handler calls, which has interrupted this.
         """
+        if self.depth > 0 and not self._is_taken:
+            # A signal handler that has interrupted its own thread as that takes the lock, or lets go of it.
+            raise ReentrantError(REENTRANT)
         self.depth += 1
-        if self.depth == 1 and self._file is not None:
-            try:
-                _flock(self._file.fd, _EXCLUSIVE_NOW)
-            except BlockingIOError:
-                self._wait_for_file(self._file, left_s, timeout_s)
-            if self._tells_owner:
-                self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
+        if self.depth == 1:
+            if self._file is not None:
+                try:
+                    _flock(self._file.fd, _EXCLUSIVE_NOW)
+                except BlockingIOError:
+                    self._wait_for_file(self._file, left_s, timeout_s)
+                if self._tells_owner:
+                    self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
+            self._is_taken = True
 
     def release(self) -> None:
         """Undo one `acquire` of this thread."""
@@ -212,6 +225,7 @@ class WriteLock:
         is_queued, depth = level
         if depth == 0 and self.depth > 0:
             self.writing = None
+            self._is_taken = False
             if self._file is not None:
                 _flock(self._file.fd, _UNLOCK)
         self.depth = depth
@@ -264,6 +278,7 @@ class WriteLock:
         self._threads = threading.RLock()
         self.is_mine = self._threads._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self.depth = level.depth
+        self._is_taken = level.depth > 0
         self.writing = None
         self.savers = set()
         self.sleepers = deque()

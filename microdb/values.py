@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from microdb.errors import RecordError
 
-__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "are_flat", "check", "checked", "stored"]
+__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "are_dicts", "are_flat", "check", "checked", "stored"]
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -79,15 +79,22 @@ def stored(record: Record) -> Record:
     Raises:
         RecordError: It cannot be stored; the error names the path of the field.
     """
-    if type(record) is dict and FLAT.issuperset(map(type, record.values())) and STR.issuperset(map(type, record)):
-        return record.copy()
+    if type(record) is dict:
+        copy = record.copy()  # First: what another thread does to the record changes nothing.
+        if FLAT.issuperset(map(type, copy.values())) and STR.issuperset(map(type, copy)):
+            return copy
     return checked(record)
+
+
+def are_dicts(records: Sequence[Any]) -> bool:
+    """Whether all are dicts, and none of a subclass."""
+    return DICT.issuperset(map(type, records))
 
 
 def are_flat(records: Sequence[Any]) -> bool:
     """Whether all are dicts whose names are str and whose values need no copy. Costs next to nothing a record."""
     return (
-        DICT.issuperset(map(type, records))
+        are_dicts(records)
         and FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, records))))
         and STR.issuperset(map(type, chain.from_iterable(records)))
     )

@@ -15,6 +15,7 @@ from children import forked, with_little_memory
 from microdb.errors import RecordError
 from microdb.keys import PartitionKeys
 from microdb.values import DEPTH_MAX, FORMS, Nested, stored
+from microdb.wal import codec
 from microdb.wal.codec import (
     CodecError,
     decode,
@@ -233,6 +234,28 @@ def test_payloads_decoded_together_give_what_each_gives(payloads, names):
 def test_a_payload_that_is_none_is_found_among_others(bad):
     with pytest.raises(CodecError):
         list(decode_all([join([UPSERT]), bad, join([UPSERT])], KEYS))
+
+
+def test_large_payloads_are_not_put_together(monkeypatch):
+    """Else small ones with large ones behind them would take ten times their bytes."""
+    sizes = []
+    unpack = codec._unpack
+    monkeypatch.setattr(codec, "_unpack", lambda data: (sizes.append(len(data)), unpack(data))[1])
+    monkeypatch.setattr(codec, "_TOGETHER_BYTES", 100_000)
+    small, large = join([UPSERT]), join([encode_upsert({"a": "x" * 50_000})])
+    payloads = [small] * 5_000 + [large] * 30 + [small] * 100
+    changes = [change for some in decode_all(payloads, PartitionKeys(["a"])) for change in some]
+    assert len(changes) == len(payloads)
+    assert max(sizes) <= 100_000 + 5
+    assert len(sizes) < 1_500
+
+
+def test_a_packer_that_has_grown_is_not_kept(monkeypatch):
+    monkeypatch.setattr(codec, "_packers", [])
+    encode_upsert({"a": 1})
+    assert len(codec._packers) == 1
+    encode_upserts([{"a": bytes(codec._KEPT_BYTES_MAX)}])
+    assert codec._packers == []
 
 
 def refused_or_sound(payload):

@@ -1,6 +1,8 @@
 """The collector is held off while a table is built, and then is as it was."""
 
 import gc
+import os
+import threading
 
 import pytest
 
@@ -30,3 +32,30 @@ def test_an_error_within_leaves_it_as_before(was_enabled):
 def test_opening_leaves_it_as_before(open_db, was_enabled):
     open_db().upsert({"id": 1})
     assert gc.isenabled() == was_enabled
+
+
+def forked_with_collector():
+    """Whether a child that is forked now may collect."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(gc.isenabled())
+    return bool(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def test_a_child_whose_parent_held_it_off_in_another_thread_collects():
+    is_paused, may_end = threading.Event(), threading.Event()
+
+    def pause():
+        with collecting.paused():
+            is_paused.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    is_paused.wait()
+    assert forked_with_collector()
+    may_end.set()
+    thread.join()
+    assert forked_with_collector()
+    with collecting.paused():
+        assert not forked_with_collector()

@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+import microdb
 from faulty import Faulty, fail, in_thread, wait_until
 from microdb import commits
 from microdb.commits import Commit, CommitQueue
@@ -286,3 +287,71 @@ def test_an_interrupt_while_a_writer_leaves_lets_the_next_one_in(open_db, monkey
     monkeypatch.undo()
     in_thread(lambda: mdb.upsert(B))
     assert list(mdb.all()) == [A, B]
+
+
+def test_a_thread_that_locks_again_and_again_starves_none_that_writes(open_db):
+    """Its own writes take nobody along."""
+    mdb = open_db()
+    is_done = threading.Event()
+    turns = []
+
+    def lock_again_and_again():
+        while not is_done.is_set():
+            with mdb.lock():
+                turns.append(mdb.upsert(A))
+
+    def write():
+        for n in range(50):
+            mdb.upsert({"id": n})
+        is_done.set()
+
+    threads = [threading.Thread(target=target) for target in (lock_again_and_again, write)]
+    for thread in threads:
+        thread.start()
+    assert is_done.wait(30)
+    for thread in threads:
+        thread.join()
+    assert len(turns) < 50_000
+
+
+def test_a_handle_is_closed_when_the_write_of_another_thread_has_ended(open_db):
+    faulty = Faulty()
+    mdb = open_db(files=faulty, durability="power")
+    is_writing, may_fail = threading.Event(), threading.Event()
+
+    def fail_late(_):
+        is_writing.set()
+        may_fail.wait()
+        raise OSError(5, "made to fail")
+
+    outcomes = {}
+
+    def write(name):
+        try:
+            outcomes[name] = mdb.upsert({"id": name})
+        except (OSError, microdb.MicroDBError) as error:
+            outcomes[name] = type(error)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    with mdb.lock():
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(mdb._commits.waiting) == 2)
+        faulty.on["sync_data"] = fail_late
+    is_writing.wait()
+    closing = threading.Thread(target=mdb.close)
+    closing.start()
+    may_fail.set()
+    for thread in (*threads, closing):
+        thread.join()
+    assert sorted(outcomes) == ["a", "b"]
+    assert None not in outcomes.values(), "nobody is told that it was made"
+    assert len(open_db()) == 0
+
+
+def test_a_write_whose_handle_is_closed_as_it_begins_is_refused(open_db):
+    mdb = open_db()
+    mdb._prepare_locked = lambda: in_thread(mdb.close)
+    with pytest.raises(microdb.ClosedError):
+        mdb.upsert(A)
+    assert len(open_db()) == 0

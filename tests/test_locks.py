@@ -586,3 +586,32 @@ def test_whoever_waits_for_another_thread_is_told_what_time_is_left(path, monkey
     monkeypatch.setattr(locks, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(lock, "enter_queue_now", lambda: False)  # By now it is free.
     assert lock.enter_queue(10) == 7
+
+
+@pytest.mark.parametrize("amid", ["taking", "letting go"])
+def test_a_signal_handler_amid_the_taking_or_leaving_of_the_lock_does_not_go_without_it(path, monkeypatch, amid):
+    """For the note of how often its thread has it is made before, and taken back after."""
+    lock, outcomes = new_lock(path), []
+    flock = locks._flock
+
+    def interrupted(fd, flags):
+        if (flags == locks._UNLOCK) == (amid == "letting go"):
+            monkeypatch.setattr(locks, "_flock", flock)
+            with pytest.raises(ReentrantError), held(lock, None):
+                outcomes.append("went without it")
+            outcomes.append("refused")
+        flock(fd, flags)
+
+    monkeypatch.setattr(locks, "_flock", interrupted)
+    with held(lock, None):
+        pass
+    assert outcomes == ["refused"]
+    assert (lock.depth, is_free(path)) == (0, True)
+    with held(lock, None), held(lock, None):
+        assert lock.depth == 2
+
+
+def test_whoever_blocks_for_a_moment_is_told_whether_it_has_come_to_be_the_first(path):
+    lock = new_lock(path)
+    assert lock.enter_queue_soon(0.001)
+    assert in_thread(lambda: lock.enter_queue_soon(0.001)) is False

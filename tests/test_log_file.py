@@ -63,8 +63,8 @@ def test_a_log_that_cannot_be_written_to_the_disk_is_not_left_behind(create, tmp
 
 
 def test_a_payload_that_holds_no_changes_is_damage_of_its_file_and_those_before_it_are_sound():
-    batches = changes_in([*[b"\x91\x91\x02"] * 4_096, b"\xc0"], PartitionKeys(["id"]), "a.log")
-    assert next(batches) == [(None, None)] * 4_096
+    batches = changes_in([b"\x91\x91\x02", b"\xc0"], PartitionKeys(["id"]), "a.log")
+    assert next(batches) == [(None, None)]
     with pytest.raises(CorruptError, match="a frame whose crc is right holds no changes: not a batch") as caught:
         next(batches)
     assert caught.value.path == "a.log"

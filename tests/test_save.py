@@ -14,8 +14,10 @@ from microdb import save as save_module
 from microdb import snapshot
 from microdb.files import OS
 from microdb.save import save
+from microdb.wal import log_file
 from microdb.wal.format import GENERATION_MAX, NO_SNAPSHOT
 from microdb.wal.log_file import create_log
+from microdb.wal.reader import find_frame
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -625,6 +627,23 @@ def test_a_save_follows_those_who_write_meanwhile_before_it_makes_them_wait(open
     mdb.close()
     other.close()
     assert len(open_db()) == rounds + 1
+
+
+def test_who_follows_a_save_is_not_misled_by_a_record_that_holds_a_copy_of_a_log(open_db, path, faulty, monkeypatch):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    with save_that_waits(mdb, faulty):
+        other.upsert(B)
+    copy = (path.parent / "mdb.json.wal" / "0000000001.history").read_bytes()
+    mdb.upsert({"id": "copy", "log": copy})
+    monkeypatch.setattr(log_file, "_SEARCH_BYTES", (len(copy),))
+    found = []
+    monkeypatch.setattr(
+        log_file, "find_frame", lambda *args, **how: found.append(find_frame(*args, **how)) or found[-1]
+    )
+    assert other["copy",]["log"] == copy
+    assert found[0] is not None
+    assert list(other) == list(mdb) == [("a",), ("b",), ("copy",)]
 
 
 def test_a_save_whose_handle_is_closed_as_it_begins_is_refused(open_db, path):

@@ -42,7 +42,9 @@ _ARRAY_BYTES_MAX: Final = _ARRAY.size
 _ITEMS_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - _ARRAY_BYTES_MAX
 _TOGETHER: Final = 4_096
 _TOGETHER_BYTES: Final = 8 << 20
-"""How many payloads to unpack at once, and about how many bytes."""
+"""How many payloads to unpack at once, if that is not more than so many bytes."""
+_TOGETHER_LARGE: Final = 16
+"""How many to take one by one, if it is."""
 
 LIST: Final = frozenset({list})
 
@@ -117,6 +119,8 @@ _EXT_HOOKS: Final = tuple(functools.partial(_ext_hook, depth) for depth in range
 """The hook of each depth: a form may hold a value that needs a form."""
 
 
+_KEPT_BYTES_MAX: Final = 1 << 20
+
 _packers: Final[list[msgpack.Packer]] = []
 """Packers that nobody is using: making one costs three times what packing a record does.
 
@@ -160,7 +164,8 @@ def _packed(value: Any) -> bytes:
     except IndexError:
         packer = msgpack.Packer(default=_default, strict_types=True)
     data: bytes = packer.pack(value)
-    _packers.append(packer)
+    if len(data) <= _KEPT_BYTES_MAX:  # For it keeps as much memory as it ever needed.
+        _packers.append(packer)
     return data
 
 
@@ -215,16 +220,18 @@ def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[lis
     Raises:
         CodecError: On the way, at one that is no payload.
     """
-    size = sum(map(len, payloads)) or 1
-    count = max(min(_TOGETHER, _TOGETHER_BYTES * len(payloads) // size), 1)
-    for begin in range(0, len(payloads), count):
-        some = payloads[begin : begin + count]
-        changes = _flat_changes(some, keys)
-        if changes is None:
-            changes = []
+    begin = 0
+    while begin < len(payloads):
+        some = payloads[begin : begin + _TOGETHER]
+        if sum(map(len, some)) > _TOGETHER_BYTES:
+            some = some[:_TOGETHER_LARGE]
+        begin += len(some)
+        changes = _flat_changes(some, keys) if len(some) > _TOGETHER_LARGE else None
+        if changes is not None:
+            yield changes
+        else:
             for payload in some:
-                changes += decode(payload, keys)
-        yield changes
+                yield decode(payload, keys)
 
 
 def _flat_changes(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Change] | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from microdb.errors import StorageError
+from microdb.errors import CorruptError, StorageError
 from microdb.files import Files
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
@@ -74,6 +74,7 @@ class Generations:
         """The batches from a position to a published head, across the saves that came in between."""
         generation, offset = split_head(head)
         payloads: list[Payload] = []
+        is_searched = after.generation < generation
         while after.generation < generation:
             following = self.open(after.generation + 1)
             base = following.header.base_sequence
@@ -81,7 +82,14 @@ class Generations:
                 payloads += frames_until(self.get(after.generation), after, base).payloads
             after = place_of(following, max(after.sequence, base))
             self.last = following
-        more, end = frames_to(self.get(after.generation), after, offset)
+        log = self.get(after.generation)
+        try:
+            more, end = frames_to(log, after, offset)
+        except CorruptError:
+            if not is_searched:
+                raise
+            # The place may be within a record that holds a copy of a log: count from the beginning.
+            more, end = frames_to(log, frames_until(log, log.header.start, after.sequence).end, offset)
         return [*payloads, *more] if payloads else more, end
 
     def retire(self, newest: int) -> None:

@@ -263,8 +263,8 @@ MUTANTS = [
     Mutant(
         "the lock is taken among threads alone",
         "locks.py",
-        "if self.depth == 1 and self._file is not None:",
-        "if False:",
+        "            if self._file is not None:\n                try:\n",
+        "            if False:\n                try:\n",
         "tests/test_processes.py",
     ),
 ]
