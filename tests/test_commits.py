@@ -339,8 +339,11 @@ def test_a_handle_is_closed_when_the_write_of_another_thread_has_ended(open_db):
         wait_until(lambda: len(mdb._commits.waiting) == 2)
         faulty.on["sync_data"] = fail_late
     is_writing.wait()
+    looks = []
+    mdb._log.lock.check_may_wait = lambda: looks.append(1)
     closing = threading.Thread(target=mdb.close)
     closing.start()
+    wait_until(lambda: looks)
     may_fail.set()
     for thread in (*threads, closing):
         thread.join()

@@ -344,3 +344,28 @@ def test_processes_started_by_any_method_share_it(open_db, path, method):
         process.join()
         assert process.exitcode == 0
     assert len(mdb) == 150
+
+
+def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_its_parent(open_db):
+    """It has no lock of its own, and goes on within a write that waits for the parent's."""
+    mdb = open_db()
+    lock = mdb._log.lock
+    acquire, pids = lock.acquire_queued, []
+
+    def acquire_after_a_fork(*args):
+        pids.append(os.fork())
+        acquire(*args)
+
+    lock.acquire_queued = acquire_after_a_fork
+    try:
+        mdb.upsert({"id": "a"})
+    except microdb.ReentrantError as error:
+        assert pids == [0]
+        os._exit("forked" not in str(error))
+    finally:
+        if pids == [0]:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    del lock.acquire_queued
+    mdb.upsert({"id": "b"})
+    assert list(mdb) == [("a",), ("b",)]
