@@ -12,6 +12,7 @@ import pytest
 
 import microdb
 from children import finish, forked, write_numbers
+from faulty import Faulty
 from microdb import forks
 
 A = {"id": "a", "n": 1}
@@ -369,3 +370,34 @@ def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_
     del lock.acquire_queued
     mdb.upsert({"id": "b"})
     assert list(mdb) == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_child_that_a_signal_handler_forked_within_an_append_leaves_the_page_alone(open_db, is_written):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert({"id": "a"})
+    file, pids = mdb._log.generations.last.file, []
+    write_at = file.write_at
+
+    def forked_amid(data, offset):
+        if is_written:
+            write_at(data, offset)
+        pids.append(os.fork())
+        if not is_written:
+            write_at(data, offset)
+
+    file.write_at = forked_amid
+    try:
+        mdb.upsert({"id": "b"})
+    except (OSError, microdb.ReentrantError):
+        assert pids == [0]
+        os._exit(0)
+    finally:
+        if pids == [0]:
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    del file.write_at
+    mdb.upsert({"id": "c"})
+    stats = mdb.stats()
+    assert (list(mdb), stats.saves, stats.repairs, stats.dirty_pid) == ([("a",), ("b",), ("c",)], 0, 0, None)

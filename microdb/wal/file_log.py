@@ -10,9 +10,17 @@ Invariants, under the write lock and with the dirty word clear:
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
-from microdb.errors import ConflictError, CorruptError, FailedError, LockTimeoutError, MicroDBError, StorageError
+from microdb.errors import (
+    ConflictError,
+    CorruptError,
+    FailedError,
+    LockTimeoutError,
+    MicroDBError,
+    ReentrantError,
+    StorageError,
+)
 from microdb.files import File
 from microdb.locks import check_reentrance, held
 from microdb.wal import header
@@ -43,6 +51,10 @@ class _Pair(NamedTuple):
     log: LogFile
     snapshot: File | None
     head: int
+
+
+def _refuse_in_child() -> NoReturn:
+    raise ReentrantError("a signal handler forked amid this write, which is the parent's alone")
 
 
 class FileLog(OpenFiles):
@@ -183,7 +195,7 @@ class FileLog(OpenFiles):
             OSError: Nothing was published, and the log ends where it did. After a failed fsync the generation is
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
-        words = self.words
+        words, lock = self.words, self.lock
         generation, offset, _, _ = after
         log = self.generations.last
         if log is None or log.header.generation != generation:
@@ -202,18 +214,25 @@ class FileLog(OpenFiles):
             file.write_at(data, offset)
             if sync:
                 self.sync_file(log)
+            if self.lock is not lock:
+                _refuse_in_child()
             words[HEAD] = head
             if sync:
                 words[DURABLE] = end.offset
                 header.seal(words, generation, end.offset)
             words[DIRTY] = 0
         except BaseException:
-            if words[HEAD] != head:
-                # If this raises too, the dirty word stays, and the next writer begins here.
-                self._cut(file, offset)
-            words[DIRTY] = 0
+            if self.lock is lock:  # Else it is the parent's page.
+                self._take_back(file, offset, head)
             raise
         return end
+
+    def _take_back(self, file: File, offset: int, head: int) -> None:
+        """After an error: undo what was not published."""
+        if self.words[HEAD] != head:
+            # If this raises too, the dirty word stays, and the next writer begins here.
+            self._cut(file, offset)
+        self.words[DIRTY] = 0
 
     def _cut(self, file: File, offset: int) -> None:
         """Cut what was not published off the current log. If that fails the log is poisoned, and recovery does it."""
