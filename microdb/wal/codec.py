@@ -223,10 +223,11 @@ def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[lis
     begin = 0
     while begin < len(payloads):
         some = payloads[begin : begin + _TOGETHER]
-        if sum(map(len, some)) > _TOGETHER_BYTES:
+        is_large = sum(map(len, some)) > _TOGETHER_BYTES
+        if is_large:
             some = some[:_TOGETHER_LARGE]
         begin += len(some)
-        changes = _flat_changes(some, keys) if len(some) > _TOGETHER_LARGE else None
+        changes = None if is_large else _flat_changes(some, keys)
         if changes is not None:
             yield changes
         else:
