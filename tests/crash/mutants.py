@@ -192,12 +192,11 @@ MUTANTS = [
     ),
     Mutant(
         "a batch is appended in parts",
-        "handle.py",
-        "        self._append(join(encoded), changes)\n\n    def _append(",
-        """        for one, change in zip(encoded, changes, strict=True):
-            self._append(join([one]), [change])
-
-    def _append(""",
+        "database.py",
+        "                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))\n",
+        """                for one in zip(keys, copies, strict=True):
+                    self._append(encode_upserts([one[1]]), [one])
+""",
         f"{_KILLS} -m long -k 'inside_any and upsert_many'",
     ),
     Mutant(
