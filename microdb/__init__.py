@@ -12,7 +12,7 @@ In memory as a dict in each process, on disk as a JSON file and a write-ahead lo
 1
 """
 
-from microdb.database import MicroDB, Stats
+from microdb.database import MicroDB
 from microdb.errors import (
     ClosedError,
     ConflictError,
@@ -28,6 +28,7 @@ from microdb.errors import (
     TransactionError,
     VersionError,
 )
+from microdb.stats import Stats
 
 __all__ = [
     "ClosedError",

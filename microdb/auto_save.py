@@ -96,6 +96,7 @@ def _same_form(log: FileLog) -> Encode:
     """An encoder to the form that the snapshot has, if the records still fit it."""
 
     def encode(records: Sequence[Record]) -> Iterator[bytes]:
+        """See `snapshot.encode_grid` and `snapshot.encode_list`."""
         found = log.files.open_if_exists(log.paths.snapshot)
         if found is not None and snapshot.is_grid(found.read_at(0, 64)):
             with contextlib.suppress(GridError):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence, ValuesView
 from contextlib import AbstractContextManager
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, TypeVar, overload
 
 from microdb import mounts, snapshot
 from microdb.changes import CLEAR, Change
@@ -13,6 +13,7 @@ from microdb.handle import Handle
 from microdb.keys import Key, PartitionKeys
 from microdb.paths import Paths, resolved
 from microdb.save import Encode, export
+from microdb.stats import Stats
 from microdb.values import Record, are_dicts, are_flat, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.file_log import FileLog
@@ -20,41 +21,13 @@ from microdb.wal.format import split_head
 from microdb.wal.header import DIRTY, HEAD, OWNER, REPAIRS, SAVES, TORN
 from microdb.wal.memory_log import MemoryLog
 
-__all__ = ["MEMORY", "Durability", "MicroDB", "Stats"]
+__all__ = ["MEMORY", "Durability", "MicroDB"]
 
 MEMORY: Final = ":memory:"
 AUTO_SAVE_BYTES: Final = 64 << 20
 
 T = TypeVar("T")
 Durability = Literal["process", "power"]
-
-
-class Stats(NamedTuple):
-    """What a database looks like at a moment.
-
-    Attributes:
-        records: How many records the table holds.
-        generation: Number of the current log.
-        sequence: Of the last change.
-        log_bytes: Length of the current log.
-        snapshot_bytes: Length of the snapshot; 0 where there is none.
-        owner_pid: The process that took the write lock last; None if none did.
-        dirty_pid: The process that is inside a write, or died inside one; None if none is.
-        saves: How many saves there were.
-        repairs: How many writes of dead processes were rolled back.
-        torn_tails: How many unfinished tails recovery has cut.
-    """
-
-    records: int
-    generation: int
-    sequence: int
-    log_bytes: int
-    snapshot_bytes: int
-    owner_pid: int | None
-    dirty_pid: int | None
-    saves: int
-    repairs: int
-    torn_tails: int
 
 
 class _Values(ValuesView[Record]):

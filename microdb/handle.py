@@ -25,11 +25,10 @@ from microdb.errors import (
     FailedError,
     MicroDBError,
     ReadOnlyError,
-    ReentrantError,
     TransactionError,
 )
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import held, refuse_reentry
+from microdb.locks import held, refuse_in_child, refuse_reentry
 from microdb.recovery import recover
 from microdb.save import Encode, save
 from microdb.table import Records, apply
@@ -49,10 +48,10 @@ _LOG: Final = logging.getLogger("microdb")
 
 NEVER: Final = -1
 _CLOSED: Final = -1
+_DETACHED: Final = 0
 _LOOK_EVERY_S: Final = 0.05
 _MANY: Final = 1_000
 """Payloads; of fewer the garbage collector has not much to do."""
-_DETACHED: Final = 0
 _IS_CLOSED: Final = "this handle is closed; open another one"
 _CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
 
@@ -204,7 +203,7 @@ class Handle:
         try:
             try:
                 left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
-                if commit.leader is None or not commit.leader.done:
+                if commit.leader is None or not commit.is_done():
                     lock.acquire_queued(left_s, timeout_s)
                     self._prepare_locked()
                     lock.writing = commit
@@ -219,9 +218,8 @@ class Handle:
             commits.leave(commit, lock, level)
             raise
         finally:
-            if len(group) > 1:
-                for follower in group:
-                    follower.wake()
+            for follower in group[1:]:
+                follower.wake()
         position = self._position
         if position is not None and position.offset > self._auto_save.above:
             self._auto_save.consider(position.offset, self)
@@ -251,7 +249,7 @@ class Handle:
         if self._pid == _CLOSED:
             raise ClosedError(_IS_CLOSED)
         if self._pid == _DETACHED:
-            raise ReentrantError("a signal handler forked amid this write, which is the parent's alone")
+            refuse_in_child()
         self._log.prepare()
         if self._log.is_poisoned():
             self._leave_poisoned_locked()

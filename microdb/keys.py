@@ -78,10 +78,7 @@ class PartitionKeys:
         Raises:
             RecordError: A key field holds something mutable, or a nan, which is not even equal to itself.
         """
-        try:
-            key = self._several(record) if self._single is None else (record[self._single],)
-        except KeyError:
-            key = self.of(record)
+        key = self.of(record)
         if not _PLAIN.issuperset(map(type, key)):
             for name, value in zip(self.names, key, strict=True):
                 _check(value, f"record[{name!r}]")

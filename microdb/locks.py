@@ -17,7 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, NoReturn, Protocol
 
 from portalocker.constants import LockFlags
 from portalocker.portalocker import FlockLocker
@@ -26,14 +26,15 @@ from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import File
 
 __all__ = [
+    "REENTRANT",
     "Level",
     "WriteLock",
     "after_fork_in_child",
     "be_absent",
     "become_present",
-    "check_reentrance",
     "held",
     "is_alone",
+    "refuse_in_child",
     "refuse_reentry",
     "shared_write_lock",
 ]
@@ -84,7 +85,8 @@ class WriteLock:
         sleepers: Who waits for it without blocking on it: they are to be woken when it is free.
         is_mine: Tells whether the calling thread holds it, or is first in its queue.
         depth: How often the thread that holds it has taken it.
-        writing: What its holder is just writing, so that a signal handler which interrupts that keeps away; else None.
+        writing: What its holder is just writing; else None. A holder that finds something here is in a signal handler
+            that has interrupted the write, and must raise ReentrantError.
         savers: The threads that are saving, or wait for that: a signal handler must not wait for its own.
     """
 
@@ -326,10 +328,9 @@ def refuse_reentry(lock: threading.RLock) -> None:
         raise ReentrantError(REENTRANT)
 
 
-def check_reentrance(lock: WriteLock) -> None:
-    """Raises ReentrantError if the thread that holds the lock is in mid-write, so that this is a signal handler."""
-    if lock.writing is not None:
-        raise ReentrantError(REENTRANT)
+def refuse_in_child() -> NoReturn:
+    """Raises ReentrantError: a write goes on in the child of a fork that was made amid it."""
+    raise ReentrantError("a signal handler forked amid this write, which is the parent's alone")
 
 
 _write_locks: weakref.WeakValueDictionary[tuple[int, int], WriteLock] = weakref.WeakValueDictionary()

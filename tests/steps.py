@@ -6,6 +6,9 @@ import signal
 import sys
 import threading
 
+SOON_S = 0.05
+"""Long enough to be refused."""
+
 WAIT_S = 60
 """Longer than anything takes."""
 

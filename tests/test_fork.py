@@ -347,6 +347,19 @@ def test_processes_started_by_any_method_share_it(open_db, path, method):
     assert len(mdb) == 150
 
 
+def upsert_that_forks(mdb, record, pids, refused):
+    """The child that is made amid it is refused, and nothing more; in the parent it is made."""
+    try:
+        mdb.upsert(record)
+    except refused as error:
+        assert pids == [0]
+        os._exit(isinstance(error, microdb.ReentrantError) and "forked" not in str(error))
+    finally:
+        if pids == [0]:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+
+
 def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_its_parent(open_db):
     """It has no lock of its own, and goes on within a write that waits for the parent's."""
     mdb = open_db()
@@ -358,15 +371,7 @@ def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_
         acquire(*args)
 
     lock.acquire_queued = acquire_after_a_fork
-    try:
-        mdb.upsert({"id": "a"})
-    except microdb.ReentrantError as error:
-        assert pids == [0]
-        os._exit("forked" not in str(error))
-    finally:
-        if pids == [0]:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    upsert_that_forks(mdb, {"id": "a"}, pids, microdb.ReentrantError)
     del lock.acquire_queued
     mdb.upsert({"id": "b"})
     assert list(mdb) == [("a",), ("b",)]
@@ -388,15 +393,7 @@ def test_a_child_that_a_signal_handler_forked_within_an_append_leaves_the_page_a
             write_at(data, offset)
 
     file.write_at = forked_amid
-    try:
-        mdb.upsert({"id": "b"})
-    except (OSError, microdb.ReentrantError):
-        assert pids == [0]
-        os._exit(0)
-    finally:
-        if pids == [0]:
-            os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    upsert_that_forks(mdb, {"id": "b"}, pids, (OSError, microdb.ReentrantError))
     del file.write_at
     mdb.upsert({"id": "c"})
     stats = mdb.stats()

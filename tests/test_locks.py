@@ -14,10 +14,7 @@ from microdb import locks
 from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import OS
 from microdb.locks import WriteLock, be_absent, become_present, held, is_alone, shared_write_lock
-from steps import WAIT_S, Child, in_thread
-
-SOON_S = 0.05
-"""Long enough to be refused."""
+from steps import SOON_S, WAIT_S, Child, in_thread
 
 
 @pytest.fixture

@@ -608,10 +608,17 @@ def test_a_save_whose_log_was_saved_over_and_thrown_away_meanwhile_gives_up(open
     assert list(mdb) == list(other) == [("a",), ("b",)]
 
 
-def test_a_save_follows_those_who_write_meanwhile_before_it_makes_them_wait(open_db, path, faulty, monkeypatch):
+@pytest.fixture
+def followed(open_db, faulty, monkeypatch):
+    """A handle whose save follows the least that is written meanwhile, and another one."""
     monkeypatch.setattr(save_module, "_BEHIND_BYTES", 1)
     mdb, other = open_db(files=faulty), open_db()
     mdb.upsert(A)
+    return mdb, other
+
+
+def test_a_save_follows_those_who_write_meanwhile_before_it_makes_them_wait(open_db, faulty, followed):
+    mdb, other = followed
     depths = []
 
     def write(_):
@@ -663,10 +670,18 @@ def test_a_save_that_finds_its_table_half_done_builds_it_anew(open_db, path):
     assert json.loads(path.read_text()) == [A]
 
 
-def test_a_save_that_is_overtaken_as_it_follows_gives_up(open_db, path, faulty, monkeypatch):
-    monkeypatch.setattr(save_module, "_BEHIND_BYTES", 1)
-    mdb, other = open_db(files=faulty), open_db()
-    mdb.upsert(A)
+def test_a_save_has_caught_up_before_it_makes_others_wait(open_db):
+    mdb, other = open_db(), open_db()
+    other.upsert(A)
+    depths = []
+    catch_up = mdb._apply
+    mdb._apply = lambda *args: (depths.append(mdb._log.lock.depth), catch_up(*args))[1]
+    mdb.save()
+    assert depths == [0]
+
+
+def test_a_save_that_is_overtaken_as_it_follows_gives_up(faulty, followed):
+    mdb, other = followed
     syncs = []
 
     def write(_):

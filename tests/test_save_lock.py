@@ -10,10 +10,7 @@ from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import OS
 from microdb.locks import WriteLock
 from microdb.save_lock import save_lock
-from steps import Child, in_thread
-
-SOON_S = 0.05
-"""Long enough to be refused."""
+from steps import SOON_S, Child, in_thread
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ def interrupt_as_message() -> Iterator[Connection]:
     arrived, sender = Pipe(duplex=False)
 
     def note(_signal_number: int, _frame: FrameType | None) -> None:
+        """Put the message on the connection."""
         sender.send_bytes(b"\0")
 
     before = signal.signal(signal.SIGINT, note)

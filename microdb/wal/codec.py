@@ -38,8 +38,7 @@ __all__ = [
 ]
 
 _ARRAY: Final = struct.Struct(">BI")
-_ARRAY_BYTES_MAX: Final = _ARRAY.size
-_ITEMS_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - _ARRAY_BYTES_MAX
+_ITEMS_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - _ARRAY.size
 _TOGETHER: Final = 4_096
 _TOGETHER_BYTES: Final = 8 << 20
 """How many payloads to unpack at once, if that is not more than so many bytes."""
@@ -154,7 +153,8 @@ def encode_upserts(records: list[Record]) -> bytes:
         for record in records:
             checked(record)
         raise  # pragma: no cover  # One of them was refused.
-    _check_size(len(payload) - _ARRAY_BYTES_MAX)
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise _too_large(len(payload))
     return payload
 
 
@@ -169,9 +169,8 @@ def _packed(value: Any) -> bytes:
     return data
 
 
-def _check_size(size: int) -> None:
-    if size > _ITEMS_BYTES_MAX:
-        raise RecordError("record", f"{size} bytes encoded; one change or batch holds at most {_ITEMS_BYTES_MAX}")
+def _too_large(size: int) -> RecordError:
+    return RecordError("record", f"{size} bytes encoded; one change or batch holds at most {_ITEMS_BYTES_MAX}")
 
 
 def encode_delete(key: Key) -> bytes:
@@ -191,11 +190,12 @@ def join(items: Sequence[bytes]) -> bytes:
         RecordError: It would be longer than a frame may be.
     """
     if len(items) == 1:
-        item = items[0]
-        if len(item) > _ITEMS_BYTES_MAX:
-            _check_size(len(item))
-        return b"\x91" + item
-    _check_size(sum(map(len, items)))
+        if len(items[0]) > _ITEMS_BYTES_MAX:
+            raise _too_large(len(items[0]))
+        return b"\x91" + items[0]
+    size = sum(map(len, items))
+    if size > _ITEMS_BYTES_MAX:
+        raise _too_large(size)
     return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
 
 

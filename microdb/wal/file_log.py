@@ -10,7 +10,7 @@ Invariants, under the write lock and with the dirty word clear:
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from microdb.errors import (
     ConflictError,
@@ -22,7 +22,7 @@ from microdb.errors import (
     StorageError,
 )
 from microdb.files import File
-from microdb.locks import check_reentrance, held
+from microdb.locks import REENTRANT, held, refuse_in_child
 from microdb.wal import header
 from microdb.wal.format import (
     DURABLE_BEFORE,
@@ -51,10 +51,6 @@ class _Pair(NamedTuple):
     log: LogFile
     snapshot: File | None
     head: int
-
-
-def _refuse_in_child() -> NoReturn:
-    raise ReentrantError("a signal handler forked amid this write, which is the parent's alone")
 
 
 class FileLog(OpenFiles):
@@ -155,7 +151,7 @@ class FileLog(OpenFiles):
             ReentrantError: A signal handler got here from within an append.
         """
         if self.lock.writing is not None:
-            check_reentrance(self.lock)
+            raise ReentrantError(REENTRANT)
         if time.monotonic() > self._look_at_s:
             self._look_again()
         if self.words[DIRTY]:
@@ -215,7 +211,7 @@ class FileLog(OpenFiles):
             if sync:
                 self.sync_file(log)
             if self.lock is not lock:
-                _refuse_in_child()
+                refuse_in_child()
             words[HEAD] = head
             if sync:
                 words[DURABLE] = end.offset

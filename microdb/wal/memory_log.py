@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from microdb.locks import WriteLock, check_reentrance
+from microdb.errors import ReentrantError
+from microdb.locks import REENTRANT, WriteLock
 from microdb.table import Overlay
 from microdb.wal.format import Payload, Position
 from microdb.wal.header import HEAD, HEADER_BYTES
@@ -51,7 +52,8 @@ class MemoryLog:
 
     def prepare(self) -> None:
         """Nothing can be left behind, but a signal handler may have interrupted a write."""
-        check_reentrance(self.lock)
+        if self.lock.writing is not None:
+            raise ReentrantError(REENTRANT)
 
     def is_poisoned(self) -> bool:
         """Never."""
