@@ -119,16 +119,17 @@ def save_that_waits(mdb, faulty):
 class Meanwhile:
     """A lock that another thread is faster to take: whoever first comes to it finds that `act` was done before.
 
-    Put it in the place of the lock that it is given. `act` may take the same lock.
+    Put it in the place of the lock that it is given. `act` may take the same lock. With a `time`, that often.
     """
 
-    def __init__(self, lock, act):
+    def __init__(self, lock, act, *, time=1):
         self._lock = lock
-        self._acts = [act]
+        self._acts = [act, *[None] * (time - 1)]
 
     def __enter__(self):
-        if self._acts:
-            self._acts.pop()()
+        act = self._acts.pop() if self._acts else None
+        if act is not None:
+            act()
         return self._lock.__enter__()
 
     def __exit__(self, *exc):

@@ -197,9 +197,19 @@ def test_a_lone_surrogate_among_records_encoded_together_is_refused_with_its_fie
     assert encode_upserts([{"a": 1}]) == sound
 
 
-def test_records_encoded_together_obey_the_limit():
-    with pytest.raises(RecordError, match="holds at most"):
-        encode_upserts([{"a": bytes(PAYLOAD_BYTES_MAX)}])
+def test_records_encoded_together_obey_the_limit(monkeypatch):
+    payload = encode_upserts([{"a": "xyz"}, {"a": "uvw"}])
+    monkeypatch.setattr(codec, "PAYLOAD_BYTES_MAX", len(payload))
+    assert encode_upserts([{"a": "xyz"}, {"a": "uvw"}]) == payload
+    with pytest.raises(RecordError, match=f"^record: {len(payload) + 1} bytes encoded; one change or batch holds at"):
+        encode_upserts([{"a": "xyz"}, {"a": "uvwx"}])
+
+
+def test_items_joined_obey_the_limit(monkeypatch):
+    monkeypatch.setattr(codec, "_ITEMS_BYTES_MAX", 2)
+    assert join([b"\xc0", b"\xc0"]) == b"\x92\xc0\xc0"
+    with pytest.raises(RecordError, match=r"^record: 3 bytes encoded; one change or batch holds at most 2"):
+        join([b"\xc0", b"\xc0", b"\xc0"])
 
 
 UPSERT, DELETE, CLEAR_ITEM = encode_upsert({"a": 1, "b": "x"}), encode_delete((1,)), encode_clear()
@@ -243,7 +253,7 @@ def test_large_payloads_are_not_put_together(monkeypatch):
     monkeypatch.setattr(codec, "_unpack", lambda data: (sizes.append(len(data)), unpack(data))[1])
     monkeypatch.setattr(codec, "_TOGETHER_BYTES", 100_000)
     small, large = join([UPSERT]), join([encode_upsert({"a": "x" * 50_000})])
-    payloads = [small] * 5_000 + [large] * 30 + [small] * 100
+    payloads = [small] * 5_000 + [large] * 30 + [small] * 2_000
     changes = [change for some in decode_all(payloads, PartitionKeys(["a"])) for change in some]
     assert len(changes) == len(payloads)
     assert max(sizes) <= 100_000 + 5

@@ -9,9 +9,10 @@ import microdb
 from faulty import Faulty, fail, in_thread, wait_until
 from microdb import commits
 from microdb.commits import Commit, CommitQueue
-from microdb.errors import LockTimeoutError
+from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.handle import Handle
 from microdb.locks import WriteLock, held
+from steps import SOON_S, WAIT_S
 
 A = {"id": "a"}
 B = {"id": "b"}
@@ -163,6 +164,59 @@ def test_who_lets_go_of_the_lock_wakes_one_that_sleeps_for_it():
     assert first._asleep.locked()
     lock.release()
     assert [each._asleep.locked() for each in (first, second)] == [False, True]
+
+
+def test_who_waits_sleeps_a_few_times_and_then_blocks(commit, monkeypatch):
+    acts = []
+
+    class Looking(ScriptedLock):
+        def enter_queue_soon(self, timeout_s):
+            acts.append(timeout_s)
+            return len(acts) > looks + 1
+
+    looks = commits._LOOKS_MAX
+    monkeypatch.setattr(Commit, "sleep", lambda _, timeout_s: acts.append(timeout_s))
+    lock = Looking(*[False] * (looks + 2))
+    assert CommitQueue().enter(commit, lock, None) is None
+    assert acts == [commits._LOOK_EVERY_S] * looks + [commits._BLOCK_S] * 2
+    assert lock.answers == []
+
+
+def test_who_waits_does_not_look_before_it_is_woken(queue, commit, monkeypatch):
+    monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
+    lock = ScriptedLock(False, True)
+    thread = threading.Thread(target=queue.enter, args=(commit, lock, None))
+    thread.start()
+    wait_until(lambda: len(lock.answers) == 1)
+    thread.join(SOON_S)
+    assert (thread.is_alive(), lock.answers) == (True, [True])
+    commit.wake()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1, -1])
+def test_who_must_not_wait_is_refused_before_it_is_in_the_queue(queue, commit, timeout_s):
+    lock = ScriptedLock()
+    table_lock = threading.RLock()
+    lock.comes_before(table_lock)
+    with table_lock, pytest.raises(ReentrantError):
+        queue.enter(commit, lock, timeout_s)
+    assert not queue.waiting
+
+
+def test_who_does_not_wait_is_let_in_wherever_it_may_be(queue, commit):
+    lock = ScriptedLock(True)
+    table_lock = threading.RLock()
+    lock.comes_before(table_lock)
+    with table_lock:
+        assert queue.enter(commit, lock, 0) == 0
+
+
+def test_whoever_was_taken_along_goes_on_to_its_leaders_failure_with_the_time_that_is_left(queue, commit, monkeypatch):
+    now = iter([100, 101.5])
+    monkeypatch.setattr(commits, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    assert enter(queue, commit, lambda: (queue.take_all(other()), False)[1], True, timeout_s=2) == 0.5
 
 
 def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch):

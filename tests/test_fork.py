@@ -14,6 +14,7 @@ import microdb
 from children import finish, forked, write_numbers
 from faulty import Faulty
 from microdb import forks
+from microdb.wal.header import DIRTY
 
 A = {"id": "a", "n": 1}
 
@@ -63,6 +64,23 @@ def test_a_child_loads_nothing_again(open_db):
 
     assert forked(child) == 0
     assert len(mdb) == 2
+
+
+def test_a_child_signs_its_writes_with_its_own_pid(open_db):
+    """So that who repairs after it knows whose death it was."""
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+
+    def child():
+        signed = []
+        faulty.on["write_at"] = lambda _: signed.append(mdb._words[DIRTY])
+        mdb.upsert(A)
+        assert signed == [os.getpid()]
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(run(child))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_prefork_server_opens_before_it_forks(open_db):

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from faulty import Faulty, only
-from microdb.errors import StorageError
+from microdb.errors import CorruptError, StorageError
 from microdb.files import OS
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
@@ -189,6 +189,25 @@ def test_a_reader_that_is_further_than_the_next_log_has_to_begin_anew(generation
     ahead = Position(1, end.offset, 9, 0)
     with pytest.raises(GoneError):
         generations.read(ahead, end.head)
+
+
+def test_damage_behind_a_place_is_told_by_its_own_place_whatever_is_before_it(generations, add, paths):
+    _, end = add(1, 0, b"one", b"two")
+    size = len(b"two") + 17
+    middle = Position(1, end.offset - size, 1, _crc_at(paths.log(1), end.offset - size))
+    with open(paths.log(1), "r+b") as file:
+        for at in (middle.offset - 5, end.offset - 5):
+            file.seek(at)
+            file.write(b"?")
+    with pytest.raises(CorruptError) as caught:
+        generations.read(middle, end.head)
+    assert caught.value.offset == middle.offset
+
+
+def _crc_at(path, offset):
+    with open(path, "rb") as file:
+        file.seek(offset - 4)
+        return int.from_bytes(file.read(4), "little")
 
 
 # Putting old logs away.

@@ -8,9 +8,10 @@ import pytest
 import microdb
 from children import forked
 from faulty import Faulty, Meanwhile, in_thread, once, only, wait_until
-from microdb import handle
+from microdb import handle, open_table
 from microdb.files import OS
 from microdb.locks import is_alone
+from microdb.wal.header import HEAD
 from walfiles import append_payload, overwrite
 
 A = {"id": "a", "n": 1}
@@ -129,7 +130,7 @@ def test_a_read_goes_straight_to_the_table_if_nothing_is_new(open_db, filename):
 
 def test_a_batch_that_another_thread_read_from_the_log_first_is_not_applied_twice(mdb):
     seen = []
-    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: seen.append(in_thread(lambda: mdb["b",])))
+    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: seen.append(in_thread(lambda: mdb["b",])), time=2)
     mdb.upsert(B)
     assert seen == [B], "between the append and the table of its own process"
     assert mdb.stats().sequence == 2
@@ -151,6 +152,147 @@ def test_of_two_threads_of_a_child_that_write_first_one_opens_the_files(open_db)
 
     assert forked(child) == 0
     assert list(mdb) == [("a",), ("b",), ("c",)]
+
+
+# Who writes behind others.
+
+
+@pytest.fixture
+def behind(open_db, monkeypatch):
+    """A handle that is two batches behind another one, and the depths of the lock at which it caught up since."""
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    other.upsert_many([{"id": "c"}, {**A, "n": 3}])
+    depths = []
+    apply = open_table.OpenTable._apply
+    monkeypatch.setattr(
+        open_table.OpenTable, "_apply", lambda self, *args: (depths.append(self._log.lock.depth), apply(self, *args))[1]
+    )
+    return mdb, other, depths
+
+
+def test_who_writes_behind_others_leaves_what_they_wrote_for_its_next_read(behind):
+    mdb, other, depths = behind
+    for record in ({"id": "b", "n": 5}, {"id": "d"}):
+        mdb.upsert(record)
+    other.upsert({"id": "e"})
+    mdb.upsert({"id": "f"})
+    assert depths == []
+    assert mdb["a",] == {"id": "a", "n": 3}
+    assert depths == [0]
+    assert list(mdb.all()) == list(other.all())
+    assert [key for (key,) in mdb] == ["a", "b", "c", "d", "e", "f"]
+    mdb.upsert({"id": "g"})
+    assert mdb["g",] == {"id": "g"}
+    assert depths == [0, 0]  # The second is that of the other handle.
+
+
+@pytest.mark.parametrize(("limit", "depth"), [("_AHEAD_BYTES_MAX", 1), ("_FAR_BYTES", 0)])
+def test_who_is_far_behind_catches_up_and_better_so_before_others_have_to_wait_for_it(
+    behind, monkeypatch, limit, depth
+):
+    mdb, other, depths = behind
+    monkeypatch.setattr(open_table if depth else handle, limit, mdb._words[HEAD] - mdb._applied)
+    mdb.upsert({"id": "d"})
+    assert depths == []
+    assert other["d",] == {"id": "d"}
+    depths.clear()
+    other.upsert({"id": "e"})
+    mdb.upsert({"id": "f"})
+    assert depths == [depth]
+    assert list(mdb) == list(other)
+
+
+def test_who_writes_behind_a_save_catches_up(behind):
+    mdb, other, depths = behind
+    mdb.upsert({"id": "d"})
+    other.save()
+    mdb.upsert({"id": "e"})
+    assert list(mdb.all()) == list(other.all())
+    assert depths[0] == 0
+
+
+def test_a_transaction_begins_with_what_others_wrote(behind):
+    mdb, other, _ = behind
+    with mdb.transaction():
+        assert mdb["c",] == {"id": "c"}
+        mdb.upsert({**mdb["a",], "m": 1})
+    assert other["a",] == mdb["a",] == {"id": "a", "n": 3, "m": 1}
+
+
+def test_an_interrupt_behind_a_write_that_left_others_for_later_makes_nothing_double(behind, monkeypatch):
+    mdb, other, _ = behind
+    other.delete(("a",))
+    ahead = handle.Ahead
+    monkeypatch.setattr(handle, "Ahead", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(A)
+    monkeypatch.setattr(handle, "Ahead", ahead)
+    other.delete(("a",))
+    mdb.upsert({"id": "d"})
+    assert list(mdb) == list(other) == [("b",), ("c",), ("d",)]
+
+
+def test_another_thread_that_reads_amid_a_write_behind_others_applies_it_once(open_db, monkeypatch):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    counts = []
+    apply = mdb._apply
+    monkeypatch.setattr(
+        mdb, "_apply", lambda payloads, *args: (counts.append(len(payloads)), apply(payloads, *args))[1]
+    )
+    faulty.on["write_at"] = lambda _: in_thread(lambda: mdb["b",])
+    mdb.upsert({"id": "c"})
+    faulty.on.clear()
+    assert mdb["c",] == {"id": "c"}
+    assert counts == [1, 1]
+    other.delete(("c",))
+    mdb.upsert({"id": "d"})
+    assert list(mdb) == list(other) == [("a",), ("b",), ("d",)]
+
+
+def test_a_write_is_made_behind_a_read_of_another_thread_that_failed_amid_the_changes(open_db, monkeypatch):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    step = mdb._prepare_locked
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    def then_fail_to_read():
+        step()
+        monkeypatch.setattr(mdb, "_prepare_locked", step)
+        monkeypatch.setattr(open_table, "apply", out_of_memory)
+        with pytest.raises(MemoryError):
+            in_thread(lambda: mdb["b",])
+        monkeypatch.setattr(open_table, "apply", apply)
+
+    apply = open_table.apply
+    monkeypatch.setattr(mdb, "_prepare_locked", then_fail_to_read)
+    mdb.upsert({"id": "c"})
+    assert list(mdb) == list(other) == [("a",), ("b",), ("c",)]
+
+
+def test_what_was_left_for_later_is_dropped_when_the_table_is_built_anew(behind, wal):
+    mdb, other, _ = behind
+    mdb.upsert({"id": "d"})
+    other.delete(("a",))
+    other.save()
+    other.save()
+    for path in wal.folder.glob("*.history"):
+        path.unlink()
+    assert list(mdb) == list(other) == [("b",), ("c",), ("d",)]
+    assert mdb._ahead is None
+
+
+def test_a_child_of_a_fork_goes_on_from_what_its_parent_has_left_for_later(behind):
+    mdb, other, _ = behind
+    mdb.upsert({"id": "d"})
+    assert forked(lambda: list(mdb) == list(other) or pytest.fail("differs")) == 0
 
 
 # Interrupts. A trace function sees more places; these are followed to the end under coverage.
@@ -245,8 +387,8 @@ def before_reading(mdb, faulty, monkeypatch, send):
 
 
 def amid_the_changes(mdb, faulty, monkeypatch, send):
-    apply = handle.apply
-    monkeypatch.setattr(handle, "apply", lambda *args: (apply(*args), send()))
+    apply = open_table.apply
+    monkeypatch.setattr(open_table, "apply", lambda *args: (apply(*args), send()))
 
 
 def before_the_gate_opens(mdb, faulty, monkeypatch, send):

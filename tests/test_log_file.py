@@ -106,6 +106,15 @@ def test_the_place_behind_a_known_sequence_is_found_however_far_from_the_end(cre
     assert place_of(log, sequence) == read_frames(data, log.header.start, last=sequence).end
 
 
+@pytest.mark.parametrize(("search", "sequence"), [((10, 60), 3), ((1 << 20,), 1), ((), 0)])
+def test_the_place_behind_a_known_sequence_is_found_without_reading_all_frames(create, monkeypatch, search, sequence):
+    monkeypatch.setattr(log_file, "_SEARCH_BYTES", search)
+    log, _ = create(b"one", b"two", b"three")
+    expected = read_frames(log.file.read_all()[log.header.end :], log.header.start, last=sequence).end
+    monkeypatch.setattr(log_file, "frames_until", None)
+    assert place_of(log, sequence) == expected
+
+
 def test_the_place_behind_a_sequence_that_a_log_does_not_have_is_gone(create):
     log, _ = create(b"one")
     with pytest.raises(GoneError):

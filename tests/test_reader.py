@@ -229,6 +229,18 @@ def test_what_stands_behind_the_last_frame_asked_for_is_not_looked_at():
     assert read_frames(parts[0] + b"garbage", START, last=1) == ([b"one"], positions[1], None)
 
 
+@pytest.mark.parametrize("size", [1, 2, reader._SMALL_BYTES])
+@pytest.mark.parametrize("behind", [b"", b"\1" * FRAME.size, b"\1" * 100])
+@pytest.mark.parametrize("flags", [0, DURABLE_BEFORE])
+def test_small_payloads_are_bytes_whatever_is_behind_them(size, behind, flags):
+    """Copied quickly, and not looked into by `_flaw`."""
+    parts, positions = frames(bytes(size), bytes(size), flags=flags)
+    run = read_frames(b"".join([*parts, behind]), START)
+    assert (run.payloads, run.end) == ([bytes(size)] * 2, positions[-1])
+    assert [type(payload) for payload in run.payloads] == [bytes] * 2
+    assert (run.reason is None) == (not behind)
+
+
 def test_large_payloads_are_views():
     data = frames(b"x" * (reader._SMALL_BYTES + 1))[0][0]
     assert read_frames(data, START).payloads[0].obj is data

@@ -636,6 +636,32 @@ def test_a_save_follows_those_who_write_meanwhile_before_it_makes_them_wait(open
     assert len(open_db()) == rounds + 1
 
 
+@pytest.mark.parametrize(("more", "is_followed"), [(0, True), (1, False)])
+def test_a_save_lets_its_new_log_be_less_than_so_many_bytes_behind(open_db, faulty, monkeypatch, more, is_followed):
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert({"id": "long", "what": "x" * 5_000})
+    begin = mdb.log_bytes()
+    mdb.upsert(A)
+    monkeypatch.setattr(save_module, "_BEHIND_BYTES", mdb.log_bytes() - begin + more)
+    faulty.on["sync"] = second(lambda _: other.upsert(B))  # The first is that of the snapshot.
+    mdb.save()
+    assert faulty.calls.count(("sync_data", "0000000001.log")) == 2 + is_followed
+    assert list(mdb) == list(other) == [("long",), ("a",), ("b",)]
+
+
+def test_a_save_that_is_overtaken_before_it_follows_gives_up(faulty, followed):
+    mdb, other = followed
+
+    def overtake(_):
+        in_thread(lambda: locked_save(other))
+        in_thread(lambda: other.upsert({"id": "long", "what": "x" * 5_000}))
+
+    faulty.on["sync"] = second(overtake)
+    mdb.save()
+    assert (mdb.stats().generation, mdb.stats().saves) == (2, 1)
+    assert list(mdb) == list(other) == [("a",), ("b",), ("long",)]
+
+
 def test_who_follows_a_save_is_not_misled_by_a_record_that_holds_a_copy_of_a_log(open_db, path, faulty, monkeypatch):
     mdb, other = open_db(files=faulty), open_db()
     mdb.upsert(A)

@@ -68,7 +68,6 @@ class OpenFiles:
         self._lock_file: File | None = None
         self.generations = Generations(paths, keys, files, read_only=read_only, history_bytes=history_bytes)
         self._look_at_s = 0.0
-        self._pid = os.getpid()
         self._is_followed = True
         self._home: tuple[int, int] | None = None
 

@@ -135,7 +135,7 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
     at, sequence, crc = 0, after.sequence, after.crc
     payloads: list[Payload] = []
     reason = None
-    while at < size and sequence != last:
+    while True:
         at, (sequence, crc) = _take_small(data, at, (sequence, crc), last, payloads)
         if at == size or sequence == last:
             break

@@ -1,0 +1,273 @@
+"""One open table: how it is loaded, how its reads stay fresh, what a fork does to it. No bytes, no file names.
+
+The gate: `_head` is the head that the table reflects, if a read may go straight to the table; otherwise it is NEVER,
+which no word of the page equals. So a read compares one word, and all that is rare hides behind the inequality: news
+from others, a transaction of one's own thread, a closed handle.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from microdb import collecting, forks, snapshot
+from microdb.errors import ClosedError, CorruptError
+from microdb.keys import Key, PartitionKeys
+from microdb.recovery import recover
+from microdb.table import Records, apply
+from microdb.transaction import Transaction
+from microdb.values import Record
+from microdb.wal.file_log import FileLog
+from microdb.wal.format import Payload, Position
+from microdb.wal.header import HEAD, HEADER_BYTES
+from microdb.wal.log import GoneError, Start
+from microdb.wal.log_file import changes_in
+from microdb.wal.memory_log import MemoryLog
+
+__all__ = ["CLOSED", "DETACHED", "IS_CLOSED", "NEVER", "Ahead", "OpenTable"]
+
+NEVER: Final = -1
+CLOSED: Final = -1
+DETACHED: Final = 0
+IS_CLOSED: Final = "this handle is closed; open another one"
+
+_AHEAD_BYTES_MAX: Final = 256 << 10
+"""How much of the log may be read and not applied."""
+_MANY: Final = 1_000
+"""Payloads; of fewer the garbage collector has not much to do."""
+_CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
+
+
+class Ahead(NamedTuple):
+    """What follows the table in the log, read and not applied: while others wait for a writer, it does no more.
+
+    Attributes:
+        payloads: All between the table and `end`; after an interrupt perhaps the last one twice, which does no harm.
+        end: The position to which it goes.
+        head: The published head there.
+    """
+
+    payloads: list[Payload]
+    end: Position
+    head: int
+
+
+class OpenTable:
+    """The table of one handle, and the log that it follows.
+
+    Its state, under `_table_lock`: `_records` reflect the log up to `_position`, whose head is `_applied`. Without a
+    position the table is to be loaded anew. `_ahead` goes on from there.
+    """
+
+    def __init__(self, log: FileLog | MemoryLog, keys: PartitionKeys, timeout_s: float | None) -> None:
+        self._log = log
+        self._keys = keys
+        self._timeout_s = timeout_s
+        self._transaction: Transaction | None = None
+        self._table_lock = threading.RLock()
+        self._records: Records = {}
+        self._position: Position | None = None
+        self._ahead: Ahead | None = None
+        self._applied = self._head = NEVER
+        self._words = _CLOSED_WORDS
+        self._pid = DETACHED
+
+    # Fresh reads.
+
+    def _find(self, key: Key) -> Record | None:
+        """The stored record as of now, by the long way."""
+        self._settle()
+        with self._table_lock:
+            records = self._catch_up()
+            view = self._own_view()
+            return records.get(key) if view is None else view.get(key)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[Records]:
+        """The table as of now, which nobody changes meanwhile."""
+        self._settle()
+        with self._table_lock:
+            records = self._catch_up()
+            view = self._own_view()
+            yield records if view is None else view.whole()
+
+    def _own_view(self) -> Transaction | None:
+        transaction = self._transaction
+        return (
+            transaction
+            if transaction is not None and transaction.is_mine() and not transaction.is_inherited()
+            else None
+        )
+
+    def _catch_up(self) -> Records:
+        """Apply what others have published, and give the table. Under the table lock.
+
+        A signal handler that comes in between may go further, or close the handle: it finds the table whole, or makes
+        a new one, and nothing more is applied to what it leaves.
+        """
+        if self._pid != CLOSED and not self._log.is_followed() and self._log.must_attach_again():
+            self._position = None
+            self._attach(self._timeout_s)
+        while True:
+            head, position, records = self._words[HEAD], self._position, self._records
+            if self._pid == CLOSED:
+                raise ClosedError(IS_CLOSED)
+            if head == self._applied:
+                return records
+            if position is None:
+                self._load_anew()
+                continue
+            try:
+                payloads, end = self._read(position, head)
+            except GoneError:
+                self._load_anew()
+                continue
+            except CorruptError:
+                if self._position is position:
+                    raise
+                continue
+            if self._apply(payloads, position, end, head):
+                return records
+
+    def _place(self) -> Position:
+        """Catch up, and tell where the table then stands. Under the table lock."""
+        if self._position is None:
+            self._applied = NEVER
+        self._catch_up()
+        if self._position is None:
+            raise AssertionError("whoever has caught up has a position")
+        return self._position
+
+    def _read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+        """What follows a position of the table up to a published head."""
+        ahead = self._ahead
+        if ahead is None:
+            return self._log.read(after, head)
+        if ahead.head == head:
+            return ahead.payloads, ahead.end
+        more, end = self._log.read(ahead.end, head)
+        return [*ahead.payloads, *more], end
+
+    def _look_ahead(self, head: int) -> bool:
+        """Read what others have published and leave it for later; False if it is too much. Under the table lock."""
+        position = self._position
+        if position is None or head - self._applied > _AHEAD_BYTES_MAX:  # Behind a save it is far more.
+            return False
+        payloads, end = self._read(position, head)
+        self._ahead = Ahead(list(payloads), end, head)
+        return True
+
+    def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:
+        """Go on from a position to the end of some payloads; False if a signal handler has left it meanwhile."""
+        records = self._records
+        if self._position is not after:
+            return False
+        # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
+        # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
+        self._ahead = None
+        self._position = None if self._log.keeps_all else after
+        with collecting.paused() if len(payloads) > _MANY else contextlib.nullcontext():
+            for changes in changes_in(payloads, self._keys, self._log.name):
+                apply(changes, records)
+        if self._records is not records:
+            return False
+        self._position, self._applied = end, head
+        self._reflect()
+        return True
+
+    def _reflect(self) -> None:
+        """Let reads go to the table as it is now."""
+        if self._transaction is not None:
+            self._transaction.rebase(self._records)
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        is_open = self._transaction is None and self._pid != CLOSED and self._log.is_followed()
+        self._head = self._applied if is_open else NEVER
+
+    def _load(self, start: Start) -> None:
+        """Build the table anew. Under the table lock."""
+        records: Records = {}
+        with collecting.paused():
+            if start.snapshot is not None:
+                records = snapshot.load(start.snapshot, self._log.name, self._keys)
+            start.overlay.lay_on(records)
+        self._ahead = None
+        self._records, self._position, self._applied = records, start.end, start.head
+        self._reflect()
+
+    def freshen(self) -> None:
+        """See `save.Source`."""
+        with self._whole():
+            pass
+
+    # Opening, closing, forking.
+
+    def _settle(self) -> None:
+        """See that this handle is open, and knows in which process it is. Reads need no more than that."""
+        if self._pid == os.getpid():
+            return
+        if self._pid == CLOSED:
+            raise ClosedError(IS_CLOSED)
+        if self._pid != DETACHED:
+            forks.notice(self, lambda: self._pid not in (os.getpid(), DETACHED))
+
+    def _attach(self, timeout_s: float | None) -> None:
+        """Open the files. Waits for the write lock, so not under the table lock, which its owner may wait for."""
+        start = self._log.attach(recover, timeout_s)
+        self._log.lock.comes_before(self._table_lock)
+        try:
+            with self._table_lock:
+                if start is not None:
+                    self._load(start)
+                elif self._position is None:
+                    self._load(self._log.load(timeout_s))
+                self._words = self._log.words
+        except BaseException:
+            # An error keeps its traceback, and with it the files: they must not look alive.
+            self._log.close()
+            raise
+        self._pid = os.getpid()
+
+    def _load_anew(self) -> None:
+        """The table's position is lost, or what follows it is gone. Under the table lock."""
+        self._position = None
+        self._load(self._log.load(None))
+
+    def _close(self) -> None:
+        let_go = self._log.close if self._pid == os.getpid() else self._log.detach
+        try:
+            self._head = NEVER
+            self._words = _CLOSED_WORDS
+            self._position = None
+            self._pid = CLOSED
+            let_go()
+        except BaseException:
+            # Whatever interrupts this: a handle that nobody can close any more must not look alive.
+            self._head = NEVER
+            self._position = None
+            self._pid = CLOSED
+            let_go()
+            raise
+        self._records = {}
+
+    def stop_for_fork(self) -> None:
+        """See `forks`."""
+        self._table_lock.acquire()
+
+    def go_on_in_parent(self) -> None:
+        """See `forks`."""
+        self._table_lock.release()
+
+    def begin_in_child(self, *, is_sound: bool) -> None:
+        """Keep table and position, if no other thread was just changing it. Files and locks are the parent's."""
+        self._table_lock = threading.RLock()
+        if self._pid == CLOSED:
+            return
+        self._pid = DETACHED
+        self._log.detach()
+        if not is_sound:
+            self._position = None
+            self._applied = NEVER
+        self._open_gate()
