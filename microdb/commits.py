@@ -57,14 +57,14 @@ class Commit:
             self._asleep.acquire(timeout=timeout_s)
 
     def wake(self) -> bool:
-        """Let its thread see what has become of it; False if it is awake."""
+        """Let its thread see what has become of it; False if it was awake, or is in the log, so needs no lock."""
         try:
             if self._asleep is None:
                 return False
             self._asleep.release()
         except RuntimeError:
             return False
-        return True
+        return not self.is_done()
 
 
 class CommitQueue:
@@ -111,6 +111,8 @@ class CommitQueue:
         finally:
             with contextlib.suppress(ValueError):
                 lock.sleepers.remove(commit)
+            if not commit.is_done() and not lock.is_mine():
+                lock.wake_next()  # It gives up, and may have been woken to take the lock.
         if commit.leader is not None and not commit.is_done() and left_s is not None and left_s <= 0:
             raise lock.timeout(timeout_s)
         return left_s

@@ -59,7 +59,7 @@ class Sleeper(Protocol):
     """A thread that waits for the lock."""
 
     def wake(self) -> bool:
-        """Let it try once more to take the lock; False if it is awake already."""
+        """Let it look; False if it was awake, or needs the lock no more, so that the next one is to be woken."""
         ...
 
 
@@ -235,7 +235,11 @@ class WriteLock:
             while self.is_mine():
                 self._threads.release()
             if self.sleepers:
-                any(sleeper.wake() for sleeper in tuple(self.sleepers))
+                self.wake_next()
+
+    def wake_next(self) -> None:
+        """Let the next that sleeps try to take it."""
+        any(sleeper.wake() for sleeper in tuple(self.sleepers))
 
     def abandon(self, level: Level) -> None:
         """As `return_to`, some time after a block that began at `level`; blocks that began since end where they would.

@@ -219,6 +219,31 @@ def test_whoever_was_taken_along_goes_on_to_its_leaders_failure_with_the_time_th
     assert enter(queue, commit, lambda: (queue.take_all(other()), False)[1], True, timeout_s=2) == 0.5
 
 
+def test_who_lets_go_of_the_lock_wakes_all_up_to_one_that_needs_it():
+    """Those whose batch was taken along take no lock; without more, the others would sleep until they look."""
+    lock = WriteLock()
+    followers = [other() for _ in range(4)]
+    lock.sleepers.extend(followers)
+    for each in followers:
+        each.fall_asleep()
+    followers[0].leader = followers[1].leader = other()
+    followers[0].leader.done = followers[1].leader.done = True
+    lock.acquire()
+    lock.release()
+    assert [each._asleep.locked() for each in followers] == [False, False, False, True]
+
+
+def test_who_gives_up_wakes_another_in_its_place(queue, commit):
+    lock = WriteLock()
+    waiting = other()
+    waiting.fall_asleep()
+    lock.sleepers.append(waiting)
+    in_thread(lock.acquire)
+    with pytest.raises(LockTimeoutError):
+        queue.enter(commit, lock, 0)
+    assert not waiting._asleep.locked()
+
+
 def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch):
     monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
     mdb = open_db()
