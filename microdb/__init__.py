@@ -12,8 +12,11 @@ In memory as a dict in each process, on disk as a JSON file and a write-ahead lo
 1
 """
 
+from microdb.claims import Claim
+from microdb.conditions import above, at_least, at_most, below, between, one_of
 from microdb.database import MicroDB
 from microdb.errors import (
+    ClaimLostError,
     ClosedError,
     ConflictError,
     CorruptError,
@@ -24,13 +27,21 @@ from microdb.errors import (
     ReadOnlyError,
     RecordError,
     ReentrantError,
+    SinceLostError,
     StorageError,
     TransactionError,
     VersionError,
 )
+from microdb.query import Query
 from microdb.stats import Stats
+from microdb.values import ABSENT
+from microdb.view import View
+from microdb.wal.format import Position
 
 __all__ = [
+    "ABSENT",
+    "Claim",
+    "ClaimLostError",
     "ClosedError",
     "ConflictError",
     "CorruptError",
@@ -39,13 +50,23 @@ __all__ = [
     "LockTimeoutError",
     "MicroDB",
     "MicroDBError",
+    "Position",
+    "Query",
     "ReadOnlyError",
     "RecordError",
     "ReentrantError",
+    "SinceLostError",
     "Stats",
     "StorageError",
     "TransactionError",
     "VersionError",
+    "View",
+    "above",
+    "at_least",
+    "at_most",
+    "below",
+    "between",
+    "one_of",
 ]
 
 __version__ = "1.0.0"

@@ -1,24 +1,26 @@
 """`MicroDB`: what a user calls. Threads, locks and logs are the business of `handle`."""
 
 import os
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence, ValuesView
-from contextlib import AbstractContextManager
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, Self
 
 from microdb import mounts, snapshot
-from microdb.changes import CLEAR, Change
-from microdb.errors import RecordError, StrPath
+from microdb.claims import Claims
+from microdb.errors import SinceLostError, StrPath
 from microdb.files import OS, Files
-from microdb.handle import Handle
-from microdb.keys import Key, PartitionKeys
+from microdb.finder import index_fields
+from microdb.keys import PartitionKeys
+from microdb.open_table import records_of
 from microdb.paths import Paths, resolved
+from microdb.query import Query, conditions
 from microdb.save import Encode, export
 from microdb.stats import Stats
-from microdb.values import Record, are_dicts, are_flat, stored
-from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
+from microdb.values import Record
+from microdb.view import View
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import split_head
+from microdb.wal.format import Position, split_head
 from microdb.wal.header import DIRTY, HEAD, OWNER, REPAIRS, SAVES, TORN
+from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
 
 __all__ = ["MEMORY", "Durability", "MicroDB"]
@@ -26,34 +28,10 @@ __all__ = ["MEMORY", "Durability", "MicroDB"]
 MEMORY: Final = ":memory:"
 AUTO_SAVE_BYTES: Final = 64 << 20
 
-T = TypeVar("T")
 Durability = Literal["process", "power"]
 
 
-class _Values(ValuesView[Record]):
-    """The records at one moment: iterating never meets a key that someone just deleted."""
-
-    _mapping: "MicroDB"
-
-    def __iter__(self) -> Iterator[Record]:
-        return self._mapping.all()
-
-    def __contains__(self, value: object) -> bool:
-        return any(record == value for record in self)
-
-
-class _Items(ItemsView[Key, Record]):
-    """The keys and records at one moment."""
-
-    _mapping: "MicroDB"
-
-    def __iter__(self) -> Iterator[tuple[Key, Record]]:
-        with self._mapping._whole() as records:  # noqa: SLF001  # A view is part of its mapping.
-            pairs = list(records.items())
-        return ((key, record.copy()) for key, record in pairs)
-
-
-class MicroDB(Handle, MutableMapping[Key, Record]):
+class MicroDB(Claims):
     """A table of records that any number of processes and threads share: a mapping from key tuple to record.
 
     The key of a record is the tuple of its partition fields; one that it lacks counts as None. Records are private on
@@ -85,6 +63,8 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         auto_save: bool = True,
         auto_save_bytes: int = AUTO_SAVE_BYTES,
         timeout: float | None = None,
+        indexes: Iterable[str | Iterable[str]] = (),
+        sorted_indexes: Iterable[str] = (),
         files: Files = OS,
     ) -> None:
         """Open a database, or begin one: ``filename`` and the folder ``filename.wal`` beside it.
@@ -101,6 +81,9 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
                 snapshot.
             auto_save_bytes: As said.
             timeout: How many seconds a call waits for the write lock at most; None waits as long as it takes.
+            indexes: Fields by whose values `where` finds records without looking at all; several names in a tuple make
+                one index on all of them. Each process keeps its own in memory, from the first use on.
+            sorted_indexes: Fields of which `where` finds ranges.
             files: The file system; another one is for tests.
 
         Raises:
@@ -114,6 +97,9 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         if durability not in ("process", "power"):
             raise ValueError(f'durability is "process" or "power", found {durability!r}')
         keys = PartitionKeys(partition_keys)
+        hashed, ordered = index_fields(indexes, "indexes"), index_fields(sorted_indexes, "sorted_indexes")
+        if any(len(fields) > 1 for fields in ordered):
+            raise TypeError(f"sorted_indexes takes single fields, found {ordered!r}")
         self.filename: Final = filename
         self.partition_keys: Final = list(keys.names)
         self.durability: Final = durability
@@ -125,67 +111,68 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
             auto_save_bytes=auto_save_bytes if auto_save else None,
             timeout_s=timeout,
         )
+        self._indexes = hashed
+        self._sorted_indexes = [field for (field,) in ordered]
 
-    # Reading.
+    # Finding.
 
-    def gen_key(self, record: Mapping[str, Any]) -> Key:
-        """The key of a record: the tuple of its partition fields, None for one that it lacks.
+    def where(self, *conditions_: Mapping[str, Any] | Callable[[Record], object], **fields: Any) -> Query:
+        """The records that meet all conditions: a `Query`, to be iterated, sorted, counted.
 
-        >>> MicroDB(":memory:", ["job", "name"]).gen_key({"job": "clean", "name": "Bob", "what": "ever"})
-        ('clean', 'Bob')
-        """
-        return self._keys.of(record)
-
-    @overload
-    def get(self, record_or_key: Mapping[str, Any] | Key, /) -> Record | None: ...
-    @overload
-    def get(self, record_or_key: Mapping[str, Any] | Key, /, d: T) -> Record | T: ...
-    def get(self, record_or_key: Mapping[str, Any] | Key, /, d: Any = None) -> Any:
-        """The record with that key, as of now; `d` if there is none.
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["job", "name"])
+        >>> mdb.upsert({"job": "clean", "name": "Bob", "hours": 3})
+        >>> mdb.upsert({"job": "clean", "name": "Eve", "hours": 9})
+        >>> [record["name"] for record in mdb.where(job="clean", hours=microdb.at_least(5))]
+        ['Eve']
+        >>> mdb.where(lambda record: "o" in record["name"]).count()
+        1
 
         Args:
-            record_or_key: A key tuple, or anything with the key fields.
-            d: The default.
+            conditions_: Functions of a record, which get a copy and tell whether it is meant; or mappings with the same
+                as `fields`, for names that are no Python names.
+            fields: The values that fields must have. A field that is missing counts as None. In place of a value
+                `between`, `at_least`, `above`, `at_most`, `below` or `one_of`.
         """
-        key = record_or_key if type(record_or_key) is tuple else self._key(record_or_key)
-        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
-        return d if record is None else record.copy()
+        return Query(self, *conditions(conditions_, fields))
 
-    def __getitem__(self, key: Key) -> Record:
-        """The record with that key, as of now. Raises KeyError."""
-        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
-        if record is None:
-            raise KeyError(key)
-        return record.copy()
+    def snapshot(self) -> View:
+        """The table of this moment, to be read in peace while others write. Costs a copy of the map, not the records.
 
-    def __contains__(self, record_or_key: object) -> bool:
-        """Whether there is a record with the key that is given, or that a record has."""
-        key = record_or_key if type(record_or_key) is tuple else self._key(record_or_key)
-        return (self._records.get(key) if self._words[HEAD] == self._head else self._find(key)) is not None
-
-    def __len__(self) -> int:
-        """How many records there are now."""
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> with mdb.snapshot() as view:
+        ...     mdb.clear()
+        ...     len(view), len(mdb)
+        (1, 0)
+        """
         with self._whole() as records:
-            return len(records)
+            return View(dict(records), self._keys, self._position)
 
-    def __iter__(self) -> Iterator[Key]:
-        """The keys of this moment, in insertion order."""
-        with self._whole() as records:
-            return iter(list(records))
+    @property
+    def position(self) -> Position | None:
+        """How far the table goes now, for `as_of`; None for a snapshot that nobody has written a log to."""
+        with self._whole():
+            return self._position
 
-    def all(self) -> Iterator[Record]:
-        """The records of this moment, in insertion order; an overwritten one keeps its place."""
-        with self._whole() as records:
-            found = list(records.values())
-        return (record.copy() for record in found)
+    def as_of(self, position: Position) -> View:
+        """The table as it was at a position, if no save has come since. Costs reading the snapshot and the log.
 
-    def values(self) -> ValuesView[Record]:
-        """A view of the records. Iterating it gives those of one moment."""
-        return _Values(self)
+        Raises:
+            SinceLostError: A save has come: what was before it cannot be told any more.
+        """
+        if isinstance(self._log, MemoryLog):
+            raise SinceLostError("a table in memory keeps no history")
+        self._settle()
+        try:
+            start = self._log.load_as_of(position)
+        except GoneError:
+            raise SinceLostError(
+                f"{self._log.name}: a save came after {position}, so that the table of then cannot be told any more"
+            ) from None
+        return View(records_of(start, self._log.name, self._keys), self._keys, position)
 
-    def items(self) -> ItemsView[Key, Record]:
-        """A view of keys and records. Iterating it gives those of one moment."""
-        return _Items(self)
+    # Looking.
 
     def __str__(self) -> str:
         """The records as a list."""
@@ -229,129 +216,6 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
                 repairs=log.words[REPAIRS],
                 torn_tails=log.words[TORN],
             )
-
-    # Writing.
-
-    def upsert(self, record: Record) -> None:
-        """Add a record, or put it in the place of the one with the same key. It is in the log when this returns.
-
-        Raises:
-            RecordError: It cannot be stored; which field, and why. Nothing was changed.
-            OSError: The log could not be written. Nothing was changed.
-        """
-        change, encoded = self._upserting(record)
-        self._commit((change,), (encoded,))
-
-    def upsert_many(self, records: Iterable[Record]) -> None:
-        """Upsert all or none: for a crash, for every reader, and for an error in any of them."""
-        self._settle_for_write(self._timeout_s)
-        given = list(records)
-        if self._transaction is None and are_dicts(given):
-            copies = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
-            keys = self._keys.all_plain(copies) if are_flat(copies) else None
-            if keys:
-                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
-                return
-        pairs = [self._upserting(record) for record in given]
-        if pairs:
-            self._commit([change for change, _ in pairs], [encoded for _, encoded in pairs])
-
-    def delete(self, record_or_key: Mapping[str, Any] | Key) -> bool:
-        """Remove the record with that key. Tells whether there was one."""
-        return self.pop(self._key(record_or_key), None) is not None
-
-    def __setitem__(self, key: Key, record: Record) -> None:
-        """Upsert a record under the key that it has.
-
-        Raises:
-            RecordError: It has another key.
-        """
-        change, encoded = self._upserting(record)
-        if change[0] != key:
-            raise RecordError("record", f"its key is {change[0]!r}, not {key!r}; use upsert(record)")
-        self._commit((change,), (encoded,))
-
-    def __delitem__(self, key: Key) -> None:
-        """Remove the record with that key. Raises KeyError."""
-        if self.pop(key, None) is None:
-            raise KeyError(key)
-
-    _MISSING: Final[Any] = object()
-
-    def pop(self, key: Key, default: Any = _MISSING) -> Any:
-        """Remove the record with that key and return it, to one caller alone; `default` if there is none.
-
-        Raises:
-            KeyError: There is none, and no default.
-        """
-        with self.lock():
-            record = self.get(key)
-            if record is not None:
-                key = self._keys.of(record)  # As it is stored: a key that equals it may be of a type that is not.
-                self._commit(((key, None),), (encode_delete(key),))
-                return record
-        if default is self._MISSING:
-            raise KeyError(key)
-        return default
-
-    def popitem(self) -> tuple[Key, Record]:
-        """Remove the record that was added last, and return its key and itself. Raises KeyError if there is none."""
-        with self.lock():
-            with self._whole() as records:
-                key = next(reversed(records), None)
-            if key is None:
-                raise KeyError("popitem(): the table is empty")
-            return key, self.pop(key)
-
-    def setdefault(self, key: Key, default: Record | None = None) -> Record:
-        """The record with that key; if there is none, `default`, upserted."""
-        with self.lock():
-            record = self.get(key)
-            if record is not None:
-                return record
-            if default is None:
-                raise RecordError("record", f"no record with key {key!r}, and None is none")
-            self[key] = default
-            return self[key]
-
-    def update(self, other: Any = (), /, **kwargs: Any) -> None:
-        """As `dict.update`, all or none."""
-        with self.transaction():
-            super().update(other, **kwargs)
-
-    def clear(self) -> None:
-        """Remove all records."""
-        self._commit((CLEAR,), (encode_clear(),))
-
-    def erase_all(self) -> None:
-        """Remove all records, and save."""
-        self._refuse_in_transaction("erase_all()")
-        with self.lock():
-            self.clear()
-            self.save()
-
-    def lock(self, timeout: float | None = None) -> AbstractContextManager[None]:
-        """Exclude every other writer, in this process and in all others, for the length of a ``with`` block.
-
-        For a read and a write that belong together. Reentrant in its thread. Readers never wait for it. The changes
-        inside are acknowledged one by one; for all or none, use `transaction`.
-
-        Args:
-            timeout: How many seconds to wait at most; None: as long as the handle's own timeout says.
-
-        Raises:
-            LockTimeoutError: It was not free in time; the error says who holds it.
-            ReadOnlyError: This handle cannot write.
-        """
-        return self._lock_held(self._timeout_s if timeout is None else timeout)
-
-    def transaction(self, timeout: float | None = None) -> AbstractContextManager[None]:
-        """Make the changes of a ``with`` block one: all or nothing, for a crash and for every reader.
-
-        Excludes other writers from its beginning, as `lock` does. Reads of the same thread see its changes. An
-        exception leaves nothing of it behind. An inner one is undone alone if its exception is caught outside of it.
-        """
-        return self._transact(self._timeout_s if timeout is None else timeout)
 
     # Files.
 
@@ -401,18 +265,14 @@ class MicroDB(Handle, MutableMapping[Key, Record]):
         """Close it."""
         self.close()
 
+    def erase_all(self) -> None:
+        """Remove all records, and save."""
+        self._refuse_in_transaction("erase_all()")
+        with self.lock():
+            self.clear()
+            self.save()
+
     # Inside.
-
-    def _key(self, record_or_key: object) -> Key:
-        if isinstance(record_or_key, Mapping):
-            return self._keys.of(record_or_key)
-        if isinstance(record_or_key, tuple):
-            return record_or_key
-        raise TypeError(f"expected a record or a key tuple {tuple(self.partition_keys)}, found {record_or_key!r:.60}")
-
-    def _upserting(self, record: Record) -> tuple[Change, bytes]:
-        copy = stored(record)
-        return (self._keys.checked(copy), copy), encode_upsert(copy)
 
     def _save_to(self, filename: StrPath | None, encode: Encode, timeout: float | None) -> None:
         if filename is not None and not self._is_own(filename):

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 __all__ = [
+    "ClaimLostError",
     "ClosedError",
     "ConflictError",
     "CorruptError",
@@ -20,6 +21,7 @@ __all__ = [
     "ReadOnlyError",
     "RecordError",
     "ReentrantError",
+    "SinceLostError",
     "StorageError",
     "TransactionError",
     "VersionError",
@@ -71,7 +73,44 @@ class GridError(MicroDBError, ValueError):
 
 
 class ConflictError(MicroDBError):
-    """Someone else changed it first, for instance a snapshot edited by hand. Nothing was written."""
+    """Someone else changed it first, for instance a snapshot edited by hand. Nothing was written.
+
+    Attributes:
+        found: Of `upsert` with ``expected``, the record that is there, or `ABSENT`; else None.
+    """
+
+    def __init__(self, reason: str, *, found: Any = None) -> None:
+        super().__init__(reason)
+        self.found = found
+
+
+class ClaimLostError(MicroDBError):
+    """A claim is its worker's no more: the lease ran out and another took it, or it has ended. Nothing was changed.
+
+    Attributes:
+        key: Of the record.
+        fence: Of the claim that is lost.
+        found: The claim that the record has now; None if it is deleted.
+    """
+
+    def __init__(self, key: tuple[Any, ...], fence: int, found: dict[str, Any] | None) -> None:
+        super().__init__(key, fence, found)
+        self.key = key
+        self.fence = fence
+        self.found = found
+
+    def __str__(self) -> str:
+        if self.found is None:
+            now = "is deleted"
+        elif self.found["owner"] is None:
+            now = "is nobody's"
+        else:
+            now = f"is {self.found['owner']!r}'s with fence {self.found['fence']}"
+        return f"the claim on record {self.key!r} with fence {self.fence} is lost: the record {now}"
+
+
+class SinceLostError(MicroDBError):
+    """What was at that position is kept no more: a save has come since."""
 
 
 class LockTimeoutError(MicroDBError, TimeoutError):

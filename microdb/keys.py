@@ -63,6 +63,14 @@ class PartitionKeys:
         except KeyError:
             return tuple([record.get(name) for name in self.names])
 
+    def given(self, record_or_key: object) -> Key:
+        """The key that is given, or that a record has. Raises TypeError if it is neither."""
+        if isinstance(record_or_key, tuple):
+            return record_or_key
+        if isinstance(record_or_key, Mapping):
+            return self.of(record_or_key)
+        raise TypeError(f"expected a record or a key tuple {self.names}, found {record_or_key!r:.60}")
+
     def all_plain(self, records: Sequence[Mapping[str, Any]]) -> list[Key] | None:
         """What `checked` gives of each record, at a fraction of its price; None if any needs a closer look."""
         try:

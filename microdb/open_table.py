@@ -8,12 +8,15 @@ from others, a transaction of one's own thread, a closed handle.
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from microdb import collecting, forks, snapshot
 from microdb.errors import ClosedError, CorruptError
+from microdb.finder import Plan, plan
+from microdb.indexes import HashIndex, Index, IndexedRecords, SortedIndex
 from microdb.keys import Key, PartitionKeys
+from microdb.query import Candidates
 from microdb.recovery import recover
 from microdb.table import Records, apply
 from microdb.transaction import Transaction
@@ -25,7 +28,7 @@ from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
 
-__all__ = ["CLOSED", "DETACHED", "IS_CLOSED", "NEVER", "Ahead", "OpenTable"]
+__all__ = ["CLOSED", "DETACHED", "IS_CLOSED", "NEVER", "Ahead", "OpenTable", "records_of"]
 
 NEVER: Final = -1
 CLOSED: Final = -1
@@ -64,6 +67,8 @@ class OpenTable:
         self._log = log
         self._keys = keys
         self._timeout_s = timeout_s
+        self._indexes: list[tuple[str, ...]] = []
+        self._sorted_indexes: list[str] = []
         self._transaction: Transaction | None = None
         self._table_lock = threading.RLock()
         self._records: Records = {}
@@ -82,6 +87,33 @@ class OpenTable:
             records = self._catch_up()
             view = self._own_view()
             return records.get(key) if view is None else view.get(key)
+
+    def candidates(self, wanted: Mapping[str, Any]) -> Candidates:
+        """See `query.Source`. An index is built when it is first of use: one pass over the table."""
+        how = plan(wanted, self._keys.names, self._indexes, self._sorted_indexes)
+        self._settle()
+        with self._table_lock:
+            records = self._catch_up()
+            view = self._own_view()
+            if how.way == "scan":
+                found = list((records if view is None else view.whole()).values())
+            else:
+                keys = [self._keys.of(wanted)] if how.way == "key" else self._index(how).find(wanted)
+                found = _stored(keys, self._records, view)
+        return Candidates(found, str(how))
+
+    def _index(self, how: Plan) -> Index:
+        """An index of the table, up to date. Under the table lock."""
+        records = self._records
+        if not isinstance(records, IndexedRecords):
+            self._records = records = IndexedRecords(records)
+            if self._transaction is not None:
+                self._transaction.rebase(records)
+        index = records.indexes.get(how)
+        if index is None:
+            index = HashIndex(how.fields) if how.way == "index" else SortedIndex(*how.fields)
+            records.keep(how, index)
+        return index
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[Records]:
@@ -188,19 +220,16 @@ class OpenTable:
 
     def _load(self, start: Start) -> None:
         """Build the table anew. Under the table lock."""
-        records: Records = {}
-        with collecting.paused():
-            if start.snapshot is not None:
-                records = snapshot.load(start.snapshot, self._log.name, self._keys)
-            start.overlay.lay_on(records)
+        records = records_of(start, self._log.name, self._keys)
         self._ahead = None
         self._records, self._position, self._applied = records, start.end, start.head
         self._reflect()
 
-    def freshen(self) -> None:
+    def freshen(self) -> int:
         """See `save.Source`."""
+        before = self._applied
         with self._whole():
-            pass
+            return self._applied - before
 
     # Opening, closing, forking.
 
@@ -271,3 +300,21 @@ class OpenTable:
             self._position = None
             self._applied = NEVER
         self._open_gate()
+
+
+def records_of(start: Start, name: str, keys: PartitionKeys) -> Records:
+    """The table that a snapshot and a log make."""
+    records: Records = {}
+    with collecting.paused():
+        if start.snapshot is not None:
+            records = snapshot.load(start.snapshot, name, keys)
+        start.overlay.lay_on(records)
+    return records
+
+
+def _stored(keys: Iterable[Key], records: Records, view: Transaction | None) -> list[Record]:
+    """The stored records with these keys; and in a transaction all that it has itself upserted."""
+    own = {} if view is None else view.upserted()
+    get = records.get if view is None else view.get
+    found = [get(key) for key in keys if key not in own]
+    return [*(record for record in found if record is not None), *own.values()]

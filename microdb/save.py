@@ -45,8 +45,8 @@ Encode = Callable[[Sequence[Record]], Iterable[bytes]]
 class Source(Protocol):
     """What a save asks of the handle whose table it writes."""
 
-    def freshen(self) -> None:
-        """Catch up, so that there is little left to be done under the write lock."""
+    def freshen(self) -> int:
+        """Catch up, so that there is little left to be done under the write lock; with about how many bytes."""
         ...
 
     def capture(self) -> tuple[Sequence[Record], Position]:
@@ -100,7 +100,9 @@ def save(
     with contextlib.nullcontext() if is_inside else save_lock(log.lock, log.paths.save_lock, save_timeout_s):
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
-        source.freshen()
+        for _ in range(_ROUNDS_MAX):
+            if source.freshen() < _BEHIND_BYTES:
+                break
         with held(log.lock, timeout_s):
             records, start = source.capture()
             poisoned = log.is_poisoned()

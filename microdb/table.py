@@ -26,17 +26,21 @@ def apply(changes: Iterable[Change], records: Records) -> None:
 
 
 class Overlay:
-    """What changes make of any table, before there is one: it takes no more memory than what they leave."""
+    """What changes make of any table, before there is one: it takes no more memory than what they leave.
+
+    Attributes:
+        records: Those that they upsert.
+    """
 
     def __init__(self, changes: Iterable[Change] = ()) -> None:
         self._is_cleared = False
         self._deleted: set[Key] = set()
-        self._records: Records = {}
+        self.records: Records = {}
         self.add(changes)
 
     def add(self, changes: Iterable[Change]) -> None:
         """Carry out more changes, behind those before."""
-        records = self._records
+        records = self.records
         for key, record in changes:
             if record is not None:
                 records[key] = record  # type: ignore[index]  # An upsert has a key.
@@ -50,7 +54,7 @@ class Overlay:
 
     def get(self, key: Key, below: Records) -> Record | None:
         """The record that a table under this would show."""
-        record = self._records.get(key)
+        record = self.records.get(key)
         if record is not None or self._is_cleared or key in self._deleted:
             return record
         return below.get(key)
@@ -61,4 +65,4 @@ class Overlay:
             records.clear()
         for key in self._deleted:
             records.pop(key, None)
-        records.update(self._records)
+        records.update(self.records)

@@ -65,6 +65,10 @@ class Transaction:
         """The stored record, or None."""
         return self._overlay.get(key, self._records)
 
+    def upserted(self) -> Records:
+        """Its own records, by key."""
+        return self._overlay.records
+
     def whole(self) -> Records:
         """The table as it will be."""
         if self._whole is None:

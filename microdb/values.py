@@ -5,6 +5,7 @@ a value that their format does not know by its *portable form*: the row of `FORM
 """
 
 import datetime as dt
+import enum
 import uuid
 import zoneinfo
 from collections.abc import Callable, Sequence
@@ -15,10 +16,36 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from microdb.errors import RecordError
 
-__all__ = ["DEPTH_MAX", "FORMS", "Form", "Nested", "Record", "are_dicts", "are_flat", "check", "checked", "stored"]
+__all__ = [
+    "ABSENT",
+    "DEPTH_MAX",
+    "FORMS",
+    "Absent",
+    "Form",
+    "Nested",
+    "Record",
+    "are_dicts",
+    "are_flat",
+    "check",
+    "checked",
+    "equal",
+    "stored",
+]
 
 T = TypeVar("T")
 Record = dict[str, Any]
+
+
+class Absent(enum.Enum):
+    """The type of `ABSENT`, which stands for a record that is not there."""
+
+    ABSENT = "absent"
+
+    def __repr__(self) -> str:
+        return "microdb.ABSENT"
+
+
+ABSENT: Final = Absent.ABSENT
 
 DEPTH_MAX: Final = 64
 """How deep containers may nest inside a record. msgpack packs 1,024 levels and cannot unpack them."""
@@ -84,6 +111,14 @@ def stored(record: Record) -> Record:
         if FLAT.issuperset(map(type, copy.values())) and STR.issuperset(map(type, copy)):
             return copy
     return checked(record)
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two stored values are equal. A signalling nan, which refuses to be compared, equals nothing."""
+    try:
+        return bool(one == other)
+    except ArithmeticError:
+        return False
 
 
 def are_dicts(records: Sequence[Any]) -> bool:

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import os
 import threading
+import time
 
 from microdb.files import File, Files
+from steps import WAIT_S
 
 
 class Faulty(Files):
@@ -166,5 +168,7 @@ def in_thread(function):
 
 def wait_until(condition):
     """Wait for something that another thread will do soon, and that tells nobody."""
+    deadline = time.monotonic() + WAIT_S
     while not condition():
-        threading.Event().wait(0.001)
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -43,6 +43,19 @@ def test_the_examples_in_the_docstrings_of_a_module_run(name):
 
 
 PUBLIC = {
+    "ABSENT",
+    "Claim",
+    "ClaimLostError",
+    "Position",
+    "Query",
+    "SinceLostError",
+    "View",
+    "above",
+    "at_least",
+    "at_most",
+    "below",
+    "between",
+    "one_of",
     "ClosedError",
     "ConflictError",
     "CorruptError",

@@ -8,6 +8,7 @@ import pytest
 import microdb
 from microdb import errors
 from microdb.errors import (
+    ClaimLostError,
     ClosedError,
     ConflictError,
     CorruptError,
@@ -18,6 +19,7 @@ from microdb.errors import (
     ReadOnlyError,
     RecordError,
     ReentrantError,
+    SinceLostError,
     StorageError,
     TransactionError,
     VersionError,
@@ -37,7 +39,10 @@ RESEMBLES = {
 FACTS = [
     (RecordError("record['a'][3]", "too deep"), {"field": "record['a'][3]", "reason": "too deep"}),
     (GridError({"a": 1}, ["b", "c"]), {"record": {"a": 1}, "missing": ["b", "c"]}),
-    (ConflictError("edited by hand"), {}),
+    (ConflictError("edited by hand"), {"found": None}),
+    (ConflictError("changed", found={"a": 1}), {"found": {"a": 1}}),
+    (ClaimLostError((1,), 2, None), {"key": (1,), "fence": 2, "found": None}),
+    (SinceLostError("saved"), {}),
     (LockTimeoutError("/db/lock", 1.5, 77), {"path": "/db/lock", "timeout_s": 1.5, "owner_pid": 77}),
     (LockTimeoutError("/db/lock", 0.0, None), {"path": "/db/lock", "timeout_s": 0.0, "owner_pid": None}),
     (ClosedError("closed"), {}),

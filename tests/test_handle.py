@@ -501,7 +501,7 @@ def test_a_signal_handler_amid_a_read_is_refused_what_waits_for_who_waits_for_th
     mdb, other = open_db(files=faulty), open_db()
     other.upsert(A)
     # Before it has the write lock a save waits for the reader, too; but nobody waits for it then.
-    mdb.freshen = lambda: None
+    mdb.freshen = lambda: 0
     thread = threading.Thread(target=mdb.save if amid == "save" else lambda: mdb.upsert(B))
     refused = []
 

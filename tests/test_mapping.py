@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 import pytest
 
 import microdb
-from microdb import MicroDB, RecordError, database
+from microdb import MicroDB, RecordError, mapping
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -244,7 +244,7 @@ def test_using_it_as_a_context_manager_closes_it(path):
 def test_what_another_thread_does_to_a_record_while_it_is_taken_in_changes_nothing(open_db, monkeypatch):
     mdb = open_db()
     record = {"id": 1, "a": 1}
-    are_flat = database.are_flat
-    monkeypatch.setattr(database, "are_flat", lambda records: (are_flat(records), record.update(a=[1]))[0])
+    are_flat = mapping.are_flat
+    monkeypatch.setattr(mapping, "are_flat", lambda records: (are_flat(records), record.update(a=[1]))[0])
     mdb.upsert_many([record])
     assert mdb[1,] == {"id": 1, "a": 1}

@@ -682,7 +682,7 @@ def test_who_follows_a_save_is_not_misled_by_a_record_that_holds_a_copy_of_a_log
 def test_a_save_whose_handle_is_closed_as_it_begins_is_refused(open_db, path):
     mdb = open_db()
     mdb.upsert(A)
-    mdb.freshen = mdb.close
+    mdb.freshen = lambda: (mdb.close(), 0)[1]
     with pytest.raises(microdb.ClosedError):
         mdb.save()
     assert not path.exists()
@@ -691,7 +691,7 @@ def test_a_save_whose_handle_is_closed_as_it_begins_is_refused(open_db, path):
 def test_a_save_that_finds_its_table_half_done_builds_it_anew(open_db, path):
     mdb = open_db()
     mdb.upsert(A)
-    mdb.freshen = lambda: setattr(mdb, "_position", None)
+    mdb.freshen = lambda: (setattr(mdb, "_position", None), 0)[1]
     mdb.save()
     assert json.loads(path.read_text()) == [A]
 
@@ -704,6 +704,29 @@ def test_a_save_has_caught_up_before_it_makes_others_wait(open_db):
     mdb._apply = lambda *args: (depths.append(mdb._log.lock.depth), catch_up(*args))[1]
     mdb.save()
     assert depths == [0]
+
+
+@pytest.mark.parametrize(("behind", "rounds"), [(100_000, 1), (1, save_module._ROUNDS_MAX)])
+def test_a_save_catches_up_again_with_what_came_meanwhile_before_it_makes_others_wait(
+    open_db, monkeypatch, behind, rounds
+):
+    monkeypatch.setattr(save_module, "_BEHIND_BYTES", behind)
+    mdb, other = open_db(), open_db()
+    other.upsert(A)
+    depths = []
+    catch_up = mdb._apply
+
+    def write_meanwhile(*args):
+        depths.append(mdb._log.lock.depth)
+        if not depths[-1]:
+            other.upsert({"id": len(depths)})
+        return catch_up(*args)
+
+    mdb._apply = write_meanwhile
+    mdb.save()
+    mdb._apply = catch_up
+    assert depths == [0] * rounds + [1]
+    assert list(mdb) == list(other) == [("a",), *[(n,) for n in range(1, rounds + 1)]]
 
 
 def test_a_save_that_is_overtaken_as_it_follows_gives_up(faulty, followed):

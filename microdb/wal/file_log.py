@@ -87,6 +87,17 @@ class FileLog(OpenFiles):
                     raise
             time.sleep(_RETRY_S)
 
+    def load_as_of(self, position: Position) -> Start:
+        """The content at a position. Raises GoneError if a save has come since."""
+        self.look()
+        pair = self._open_pair()
+        if position.generation != pair.log.header.generation or position.head > pair.head:
+            raise GoneError(position.generation)
+        try:
+            return self._read_pair(pair._replace(head=position.head))
+        except ConflictError:
+            raise GoneError(position.generation) from None
+
     def _load_locked(self) -> Start:
         if self.read_only and self.words[DIRTY]:
             return self._load_unfinished()

@@ -192,7 +192,7 @@ MUTANTS = [
     ),
     Mutant(
         "a batch is appended in parts",
-        "database.py",
+        "mapping.py",
         "                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))\n",
         """                for one in zip(keys, copies, strict=True):
                     self._append(encode_upserts([one[1]]), [one])
@@ -250,11 +250,11 @@ MUTANTS = [
     ),
     Mutant(
         "a read does not compare the head",
-        "database.py",
-        """        key = record_or_key if type(record_or_key) is tuple else self._key(record_or_key)
+        "mapping.py",
+        """        key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
         record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
         return d""",
-        """        key = record_or_key if type(record_or_key) is tuple else self._key(record_or_key)
+        """        key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
         record = self._records.get(key)
         return d""",
         "tests/test_processes.py",

@@ -1,5 +1,7 @@
 """Several handles of one database against a plain dict, over saves, crashes, forks and reopening."""
 
+import contextlib
+import functools
 import gc
 import tempfile
 from pathlib import Path
@@ -46,6 +48,13 @@ def by_name(items):
     return [(key, sorted(record.items())) for key, record in items]
 
 
+def _meets(wanted, record):
+    return all(
+        condition.holds(record.get(field)) if hasattr(condition, "holds") else record.get(field) == condition
+        for field, condition in wanted.items()
+    )
+
+
 class OnPurposeError(Exception):
     pass
 
@@ -70,7 +79,9 @@ class ManyHandles(RuleBasedStateMachine):
     @precondition(lambda self: len(self.open_handles) < 4)
     @rule()
     def another_handle(self):
-        self.open_handles.append(microdb.MicroDB(self.path, ["job", "name"]))
+        self.open_handles.append(
+            microdb.MicroDB(self.path, ["job", "name"], indexes=["v", ("name", "v")], sorted_indexes=["v"])
+        )
 
     def handle(self, index):
         return self.open_handles[index % len(self.open_handles)]
@@ -86,6 +97,48 @@ class ManyHandles(RuleBasedStateMachine):
         mdb = self.handle(index)
         mdb.upsert_many(records)
         self.model.update((key_of(record), record) for record in records)
+
+    @rule(index=INDEXES, key=KEYS, value=values(), create=st.booleans())
+    def patch(self, index, key, value, create):
+        mdb = self.handle(index)
+        if key not in self.model and not create:
+            with pytest.raises(KeyError):
+                mdb.patch(key, v=value)
+            return
+        begun = {name: part for name, part in zip(("job", "name"), key, strict=True) if part is not None}
+        self.model[key] = {**self.model.get(key, begun), "v": value}
+        assert same(mdb.patch(key, v=value, create=create), self.model[key])
+
+    @rule(index=INDEXES, record=RECORDS, is_right=st.booleans())
+    def upsert_expecting(self, index, record, is_right):
+        mdb = self.handle(index)
+        key = key_of(record)
+        if is_right:
+            mdb.upsert(record, expected=mdb.get(key, microdb.ABSENT))
+            self.model[key] = record
+        else:
+            with pytest.raises(microdb.ConflictError) as caught:
+                mdb.upsert(record, expected={"job": key[0], "name": "nobody's"})
+            assert same(caught.value.found, self.model.get(key, microdb.ABSENT))
+
+    @rule(index=INDEXES, name=NAMES, value=values(), changes=CHANGES, job=NAMES)
+    def find(self, index, name, value, changes, job):
+        """An index finds what a scan finds, also in a transaction, which is given up."""
+        mdb = self.handle(index)
+        with contextlib.suppress(OnPurposeError), mdb.transaction():
+            for _ in range(2):
+                for wanted in (
+                    {"v": value},
+                    {"name": name, "v": value},
+                    {"job": job},
+                    {"v": microdb.at_least(value)},
+                    {"v": microdb.one_of([value, None])},
+                ):
+                    found = [key_of(record) for record in mdb.where(wanted)]
+                    expected = [key_of(record) for record in mdb.where(functools.partial(_meets, wanted))]
+                    assert sorted(found, key=str) == sorted(expected, key=str)
+                carry_out(changes, mdb)
+            raise OnPurposeError
 
     @rule(index=INDEXES, key=KEYS)
     def delete(self, index, key):

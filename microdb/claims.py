@@ -1,0 +1,172 @@
+"""Claim records as jobs: each is given to one worker at a time, and to another if that one does not end in time.
+
+A claim is a field of the record, so it is in the log and the snapshot as all else is, and every process sees it:
+``{"owner": …, "until": …, "fence": …}``. `until` is in seconds since 1970 by the clock of the machine, and None when
+nobody has the record. Who sets the clock forward lets leases run out early; the fence is there for that.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Self
+
+from microdb.edits import Edits
+from microdb.errors import ClaimLostError, RecordError
+from microdb.keys import Key
+from microdb.query import Query, conditions
+from microdb.values import Record
+
+__all__ = ["Claim", "Claims"]
+
+FIELD: Final = "claim"
+
+
+class Claim:
+    """One record that nobody else is given until it is released or completed, or its lease runs out.
+
+    In a ``with`` block it is released at the end, unless it has ended before: so a job that raises is free at once.
+
+    Attributes:
+        record: As it was claimed.
+        owner: Who has it.
+        fence: A number higher than that of every earlier claim of this record. Send it along to where the work has
+            effects, and refuse lower ones there: then a worker that slept over its lease does no harm.
+        until: When the lease runs out, in seconds since 1970.
+    """
+
+    def __init__(self, database: "Claims", record: Record, lease_s: float) -> None:
+        self._database = database
+        self._lease_s = lease_s
+        self.key: Final[Key] = database.gen_key(record)
+        self.record: Final = record
+        self.owner: Final[str] = record[FIELD]["owner"]
+        self.fence: Final[int] = record[FIELD]["fence"]
+        self.until: float = record[FIELD]["until"]
+        self._has_ended = False
+
+    def renew(self, lease: float | None = None) -> None:
+        """Have it for so many seconds from now on; None: for as many as in the beginning.
+
+        Raises:
+            ClaimLostError: Somebody else has claimed it since, or it has ended, or is deleted.
+        """
+        until = time.time() + _checked(self._lease_s if lease is None else lease)
+        self._change({}, {"owner": self.owner, "until": until, "fence": self.fence})
+        self.until = until
+
+    def release(self, **changes: Any) -> None:
+        """Give it back, to be claimed by anyone.
+
+        Args:
+            changes: Fields to set at the same time.
+
+        Raises:
+            ClaimLostError: As `renew`. Nothing was changed.
+        """
+        self._end(changes)
+
+    def complete(self, **changes: Any) -> Record:
+        """Set fields, such as that by which the record is no more among those to be claimed, and end the claim, as one.
+
+        Returns:
+            The record as it is then.
+
+        Raises:
+            ClaimLostError: As `renew`. Nothing was changed: what was worked out is not to be used.
+        """
+        return self._end(changes)
+
+    def __enter__(self) -> Self:
+        """This claim."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Release it, unless it has ended or is lost."""
+        if not self._has_ended:
+            try:
+                self.release()
+            except ClaimLostError:
+                if exc[0] is None:
+                    raise
+
+    def __repr__(self) -> str:
+        """Of what, by whom and until when."""
+        return f"<Claim on {self.key!r} by {self.owner!r}, fence {self.fence}, until {self.until:.3f}>"
+
+    def _end(self, changes: Mapping[str, Any]) -> Record:
+        record = self._change(changes, {"owner": None, "until": None, "fence": self.fence})
+        self._has_ended = True
+        return record
+
+    def _change(self, changes: Mapping[str, Any], claim: Mapping[str, Any]) -> Record:
+        if FIELD in changes:
+            raise RecordError(f"record[{FIELD!r}]", "holds the claim itself; name your field otherwise")
+        with self._database.lock():
+            record = self._database.get(self.key)
+            found = {} if record is None else _claim_of(record)
+            if record is None or self._has_ended or found["fence"] != self.fence or found["owner"] != self.owner:
+                raise ClaimLostError(self.key, self.fence, None if record is None else found)
+            return self._database.patch(self.key, {**changes, FIELD: claim})
+
+
+class Claims(Edits):
+    """Jobs for workers."""
+
+    def claim(
+        self,
+        where: Query | Mapping[str, Any] | Callable[[Record], object],
+        lease: float,
+        *,
+        owner: str | None = None,
+    ) -> Claim | None:
+        """Take the first record that is meant and that nobody has; None if there is none.
+
+        Of any number of processes and threads that claim at the same time, each gets another record.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["job"])
+        >>> mdb.upsert_many({"job": job, "status": "undone"} for job in ("wash", "clean"))
+        >>> with mdb.claim(mdb.where(status="undone").order_by("job"), lease=60, owner="me") as claim:
+        ...     _ = claim.complete(status="done")
+        >>> claim.key, mdb["clean",]["status"]
+        (('clean',), 'done')
+
+        Args:
+            where: Which records: a query, whose order tells which is first, or what `MicroDB.where` takes.
+            lease: For how many seconds at most, unless renewed: longer than the work takes.
+            owner: Who takes it, for people; by default host, process and thread.
+
+        Raises:
+            RecordError: A record that is meant has another use for the field ``claim``.
+        """
+        lease_s = _checked(lease)
+        query = where if isinstance(where, Query) else Query(self, *conditions([where], {}))
+        with self.lock():
+            now = time.time()
+            for record in query:
+                claim = _claim_of(record)
+                if claim["until"] is None or claim["until"] <= now:
+                    taken = {"owner": owner or _whoever(), "until": now + lease_s, "fence": claim["fence"] + 1}
+                    return Claim(self, self.patch(self.gen_key(record), {FIELD: taken}), lease_s)
+        return None
+
+
+def _claim_of(record: Record) -> Record:
+    claim = record.get(FIELD)
+    if claim is None:
+        return {"owner": None, "until": None, "fence": 0}
+    if type(claim) is not dict or not {"owner", "until", "fence"} <= claim.keys():
+        raise RecordError(f"record[{FIELD!r}]", f"holds {claim!r:.60}, which is no claim; name your field otherwise")
+    return claim
+
+
+def _checked(lease_s: float) -> float:
+    if not lease_s > 0:
+        raise ValueError(f"a lease is a number of seconds above 0, found {lease_s!r}")
+    return lease_s
+
+
+def _whoever() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"

@@ -1,0 +1,179 @@
+"""Change a record in place: read, compute and write as one, whoever else does the same."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from microdb.errors import RecordError
+from microdb.keys import Key
+from microdb.mapping import RecordMapping
+from microdb.values import Record, stored
+from microdb.wal.codec import encode_upsert
+
+__all__ = ["Edits"]
+
+NUMBERS: Final = (int, float, complex, Decimal)
+
+
+class Edits(RecordMapping):
+    """What reads a record, computes, and writes it back.
+
+    Each method holds the write lock from its read to its write, so that no other thread or process changes the record
+    in between; each is applied once, and in a transaction at its end. A record has its key for life: to give it another
+    one, delete it and upsert the new one in a transaction.
+
+    All of them raise KeyError if there is no such record, unless ``create=True``; then they begin with a record of the
+    key alone.
+    """
+
+    def patch(
+        self,
+        record_or_key: Mapping[str, Any] | Key,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        create: bool = False,
+        **fields: Any,
+    ) -> Record:
+        """Set some fields of a record and leave the others as they are; the record as it is then.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob", "age": 40})
+        >>> mdb.patch(("Bob",), age=41, city="Rome")
+        {'name': 'Bob', 'age': 41, 'city': 'Rome'}
+
+        Args:
+            record_or_key: A key tuple, or anything with the key fields, of which nothing else is looked at.
+            changes: The same as `fields`, for names that are no Python names, or are ``create``.
+            create: Begin with the key alone if there is no such record.
+            fields: The new values.
+
+        Raises:
+            KeyError: There is no such record.
+            RecordError: It cannot be stored so, or would have another key. Nothing was changed.
+        """
+        with self.edit(record_or_key, create=create) as record:
+            record.update(changes or {})
+            record.update(fields)
+        return record
+
+    def modify(
+        self, record_or_key: Mapping[str, Any] | Key, function: Callable[[Record], Record], *, create: bool = False
+    ) -> Record:
+        """Put what a function makes of a record in its place, and return that.
+
+        The function is called once, inside the write lock: others wait for it.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob", "tags": ["new"]})
+        >>> mdb.modify(("Bob",), lambda record: {**record, "tags": [*record["tags"], "paid"]})
+        {'name': 'Bob', 'tags': ['new', 'paid']}
+
+        Args:
+            record_or_key: A key tuple, or anything with the key fields.
+            function: Gets the record, which is its own to change, and returns the one to be stored.
+            create: Begin with the key alone if there is no such record.
+
+        Raises:
+            KeyError: There is no such record.
+            RecordError: What it returned cannot be stored, or has another key. Nothing was changed.
+        """
+        with self.lock():
+            key, record = self._begin(record_or_key, create=create)
+            made = function(record)
+            if made is None:
+                raise RecordError("record", "the function returned None; let it return the record to be stored")
+            self[key] = made
+        return made
+
+    def get_or_create(self, record: Record) -> tuple[Record, bool]:
+        """The record with the key of this one, and whether it had to be made: of many callers, one makes it.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.get_or_create({"name": "Bob", "age": 40})
+        ({'name': 'Bob', 'age': 40}, True)
+        >>> mdb.get_or_create({"name": "Bob", "age": 7})
+        ({'name': 'Bob', 'age': 40}, False)
+
+        Raises:
+            RecordError: It cannot be stored, and had to be.
+        """
+        key = self.gen_key(record)
+        found = self.get(key)
+        if found is None:
+            with self.lock():
+                found = self.get(key)
+                if found is None:
+                    self.upsert(record)
+                    return self[key], True
+        return found, False
+
+    def increment(
+        self, record_or_key: Mapping[str, Any] | Key, field: str, by: Any = 1, *, create: bool = False
+    ) -> Any:
+        """Add to a number, and return the sum. A field that is missing, or None, counts as 0.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["page"])
+        >>> mdb.increment(("home",), "visits", create=True)
+        1
+        >>> mdb.increment(("home",), "visits", 10)
+        11
+
+        Raises:
+            KeyError: There is no such record.
+            RecordError: The field holds no number. Nothing was changed.
+            TypeError: `by` is no number, or cannot be added to this one, as a float to a Decimal.
+        """
+        if type(by) not in NUMBERS:
+            raise TypeError(f"by is a number, found {by!r:.60}")
+        with self.edit(record_or_key, create=create) as record:
+            value = record.get(field)
+            if value is None:
+                value = 0
+            if type(value) not in NUMBERS:
+                raise RecordError(f"record[{field!r}]", f"holds {value!r:.60}, which is no number to add to")
+            record[field] = value + by
+        return record[field]
+
+    @contextlib.contextmanager
+    def edit(self, record_or_key: Mapping[str, Any] | Key, *, create: bool = False) -> Iterator[Record]:
+        """A record to be changed at will in a ``with`` block, and stored at its end.
+
+        Other writers wait as long as the block takes. If it changes nothing, nothing is written; if it raises, nothing
+        is changed.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob", "tags": ["new"]})
+        >>> with mdb.edit(("Bob",)) as record:
+        ...     record["tags"].append("paid")
+        >>> mdb["Bob",]
+        {'name': 'Bob', 'tags': ['new', 'paid']}
+
+        Raises:
+            KeyError: There is no such record.
+            RecordError: It cannot be stored as it is at the end, or has another key. Nothing was changed.
+        """
+        with self.lock():
+            key, record = self._begin(record_or_key, create=create)
+            before = encode_upsert(record) if key in self else None
+            yield record
+            if encode_upsert(stored(record)) != before:
+                self[key] = record
+
+    def _begin(self, record_or_key: Mapping[str, Any] | Key, *, create: bool) -> tuple[Key, Record]:
+        """Under the write lock: the key of a record, and itself."""
+        key = self._keys.given(record_or_key)
+        record = self.get(key)
+        if record is not None:
+            return key, record
+        if not create:
+            raise KeyError(key)
+        if len(key) != len(self._keys.names):
+            raise RecordError("key", f"{key!r} has not one value for each of {list(self._keys.names)!r}")
+        return key, {name: value for name, value in zip(self._keys.names, key, strict=True) if value is not None}

@@ -1,0 +1,187 @@
+"""Indexes: from the values of some fields to the keys of the records that have them. Pure; one set for each table.
+
+An index only narrows down which records to look at: whoever asks looks at each of them again. So it may name a key too
+many, as it does for a moment while a record changes, and after an interrupt amid that; it never names one too few.
+"""
+
+import contextlib
+import datetime as dt
+import uuid
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from microdb.conditions import OneOf, Range
+from microdb.keys import Key
+from microdb.table import Records
+from microdb.values import Record, equal
+
+__all__ = ["HashIndex", "Index", "IndexedRecords", "SortedIndex"]
+
+_Keys = dict[Key, None]
+
+
+class Index(ABC):
+    """Buckets of keys, one for each value. A record whose value has no place among others is kept aside."""
+
+    def __init__(self) -> None:
+        self._aside: _Keys = {}
+
+    def add(self, key: Key, record: Record) -> None:
+        """Name a key for a record that comes."""
+        self._bucket(record)[key] = None
+
+    def forget(self, key: Key, old: Record, new: Record | None = None) -> None:
+        """Name a key no more for a record that goes, unless it is to be named all the same for the `new` one."""
+        bucket = self._bucket(old)
+        if new is None or self._bucket(new) is not bucket:
+            bucket.pop(key, None)
+            if not bucket:
+                self._drop(old)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._aside.clear()
+
+    @abstractmethod
+    def find(self, wanted: Mapping[str, Any]) -> Iterator[Key]:
+        """The keys of all records that may have the wanted values. Costs as many steps as there are."""
+
+    @abstractmethod
+    def _bucket(self, record: Record) -> _Keys:
+        """The keys of the records that have the values of this one."""
+
+    @abstractmethod
+    def _drop(self, record: Record) -> None:
+        """Forget the bucket of a record, which is empty, unless it is one for all that have no place."""
+
+
+class HashIndex(Index):
+    """From the values of fields to keys. A value without a hash, as a list, stands aside, and whoever asks is told."""
+
+    def __init__(self, fields: tuple[str, ...]) -> None:
+        super().__init__()
+        self.fields: Final = fields
+        self._buckets: dict[tuple[Any, ...], _Keys] = {}
+
+    def clear(self) -> None:
+        """See `Index`."""
+        super().clear()
+        self._buckets.clear()
+
+    def _bucket(self, record: Record) -> _Keys:
+        try:
+            return self._buckets.setdefault(self._values(record), {})
+        except TypeError:
+            return self._aside
+
+    def _drop(self, record: Record) -> None:
+        with contextlib.suppress(TypeError):
+            del self._buckets[self._values(record)]
+
+    def _values(self, record: Record) -> tuple[Any, ...]:
+        return tuple([record.get(field) for field in self.fields])
+
+    def find(self, wanted: Mapping[str, Any]) -> Iterator[Key]:
+        """See `Index`."""
+        sought: Iterable[tuple[Any, ...]] = [tuple([wanted[field] for field in self.fields])]
+        if len(self.fields) == 1 and isinstance(wanted[self.fields[0]], OneOf):
+            sought = dict.fromkeys((value,) for value in wanted[self.fields[0]].values)
+        for values in sought:
+            yield from self._buckets.get(values, ())
+        yield from self._aside
+
+
+class SortedIndex(Index):
+    """From ranges of the values of a field to keys. Values that have no order among others stand aside."""
+
+    def __init__(self, field: str) -> None:
+        from sortedcontainers import SortedDict  # noqa: PLC0415  # For those alone who use it.
+
+        super().__init__()
+        self.field: Final = field
+        self._unordered: _Keys = {}
+        self._families: dict[str, Any] = defaultdict(SortedDict)
+
+    def clear(self) -> None:
+        """See `Index`."""
+        super().clear()
+        self._unordered.clear()
+        self._families.clear()
+
+    def _bucket(self, record: Record) -> _Keys:
+        value = record.get(self.field)
+        if value is None:
+            return self._unordered
+        family = _family(value)
+        return self._aside if family is None else self._families[family].setdefault(value, {})
+
+    def _drop(self, record: Record) -> None:
+        value = record.get(self.field)
+        family = _family(value)
+        if family is not None:
+            del self._families[family][value]
+
+    def find(self, wanted: Mapping[str, Any]) -> Iterator[Key]:
+        """See `Index`. In the order of the values."""
+        span: Range = wanted[self.field]
+        low, high = span.bounds
+        (family, *others) = {_family(end) for end in (low, high) if end is not None} or {None}
+        if family in self._families and not others:
+            values = self._families[family]
+            for value in values.irange(low, high, (span.with_low, span.with_high)):
+                yield from values[value]
+        yield from self._aside
+
+
+def _family(value: Any) -> str | None:
+    """A name for the values that can be compared with this one, and with each other; None if there is none."""
+    kind = type(value)
+    if kind is dt.datetime or kind is dt.time:
+        return f"{kind.__name__}, {'naive' if value.utcoffset() is None else 'aware'}"
+    return _FAMILIES.get(kind) if equal(value, value) else None  # A nan differs from itself.
+
+
+_FAMILIES: Final[dict[type, str]] = {
+    **dict.fromkeys([bool, int, float, Decimal], "number"),
+    **{kind: kind.__name__ for kind in (str, bytes, dt.date, dt.timedelta, uuid.UUID)},
+}
+
+
+class IndexedRecords(Records):
+    """A table that keeps indexes up to date with each change. Looking up a key costs what it costs in a dict."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self.indexes: dict[Hashable, Index] = {}
+
+    def keep(self, name: Hashable, index: Index) -> None:
+        """Fill an index, and keep it up to date from now on. Costs one pass over the records."""
+        for key, record in self.items():
+            index.add(key, record)
+        self.indexes[name] = index
+
+    def __setitem__(self, key: Key, record: Record) -> None:
+        old = self.get(key)
+        for index in self.indexes.values():
+            index.add(key, record)
+        super().__setitem__(key, record)
+        if old is not None:
+            for index in self.indexes.values():
+                index.forget(key, old, record)
+
+    def pop(self, key: Key, default: Any = None, /) -> Any:
+        """As that of a dict."""
+        old = super().pop(key, default)
+        if old is not None:
+            for index in self.indexes.values():
+                index.forget(key, old)
+        return old
+
+    def clear(self) -> None:
+        """As that of a dict."""
+        super().clear()
+        for index in self.indexes.values():
+            index.clear()

@@ -1,0 +1,262 @@
+"""The mapping that a database is: reads, writes and their views."""
+
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from contextlib import AbstractContextManager
+from typing import Any, Final, TypeVar, overload
+
+from microdb.changes import CLEAR, Change
+from microdb.errors import ConflictError, RecordError
+from microdb.handle import Handle
+from microdb.keys import Key
+from microdb.values import ABSENT, Absent, Record, are_dicts, are_flat, equal, stored
+from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
+from microdb.wal.header import HEAD
+
+__all__ = ["RecordMapping"]
+
+T = TypeVar("T")
+
+
+class _Values(ValuesView[Record]):
+    """The records at one moment: iterating never meets a key that someone just deleted."""
+
+    _mapping: "RecordMapping"
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._mapping.all()
+
+    def __contains__(self, value: object) -> bool:
+        return any(record == value for record in self)
+
+
+class _Items(ItemsView[Key, Record]):
+    """The keys and records at one moment."""
+
+    _mapping: "RecordMapping"
+
+    def __iter__(self) -> Iterator[tuple[Key, Record]]:
+        with self._mapping._whole() as records:  # noqa: SLF001  # A view is part of its mapping.
+            pairs = list(records.items())
+        return ((key, record.copy()) for key, record in pairs)
+
+
+class RecordMapping(Handle, MutableMapping[Key, Record]):
+    """From key tuple to record: what a dict does, for all processes at once."""
+
+    # Reading.
+
+    def gen_key(self, record: Mapping[str, Any]) -> Key:
+        """The key of a record: the tuple of its partition fields, None for one that it lacks.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["job", "name"]).gen_key({"job": "clean", "name": "Bob", "what": "ever"})
+        ('clean', 'Bob')
+        """
+        return self._keys.of(record)
+
+    @overload
+    def get(self, record_or_key: Mapping[str, Any] | Key, /) -> Record | None: ...
+    @overload
+    def get(self, record_or_key: Mapping[str, Any] | Key, /, d: T) -> Record | T: ...
+    def get(self, record_or_key: Mapping[str, Any] | Key, /, d: Any = None) -> Any:
+        """The record with that key, as of now; `d` if there is none.
+
+        Args:
+            record_or_key: A key tuple, or anything with the key fields.
+            d: The default.
+        """
+        key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
+        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        return d if record is None else record.copy()
+
+    def __getitem__(self, key: Key) -> Record:
+        """The record with that key, as of now. Raises KeyError."""
+        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        if record is None:
+            raise KeyError(key)
+        return record.copy()
+
+    def __contains__(self, record_or_key: object) -> bool:
+        """Whether there is a record with the key that is given, or that a record has."""
+        key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
+        return (self._records.get(key) if self._words[HEAD] == self._head else self._find(key)) is not None
+
+    def __len__(self) -> int:
+        """How many records there are now."""
+        with self._whole() as records:
+            return len(records)
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys of this moment, in insertion order."""
+        with self._whole() as records:
+            return iter(list(records))
+
+    def all(self) -> Iterator[Record]:
+        """The records of this moment, in insertion order; an overwritten one keeps its place."""
+        with self._whole() as records:
+            found = list(records.values())
+        return (record.copy() for record in found)
+
+    def values(self) -> ValuesView[Record]:
+        """A view of the records. Iterating it gives those of one moment."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[Key, Record]:
+        """A view of keys and records. Iterating it gives those of one moment."""
+        return _Items(self)
+
+    # Writing.
+
+    def upsert(self, record: Record, *, expected: Record | Absent | None = None) -> None:
+        """Add a record, or put it in the place of the one with the same key. It is in the log when this returns.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob", "age": 40}, expected=microdb.ABSENT)
+        >>> mdb.upsert({"name": "Bob", "age": 41}, expected={"name": "Bob", "age": 39})
+        Traceback (most recent call last):
+        microdb.errors.ConflictError: record ('Bob',) is not what was expected: someone else has changed it
+
+        Args:
+            record: It is copied; what is done to it later changes nothing.
+            expected: Only if the record that is there now equals this one; `ABSENT`: only if there is none.
+
+        Raises:
+            RecordError: It cannot be stored; which field, and why. Nothing was changed.
+            ConflictError: The record is not as expected; the error has it as ``found``. Nothing was changed.
+            OSError: The log could not be written. Nothing was changed.
+        """
+        if expected is not None:
+            self._upsert_expecting(record, expected)
+            return
+        change, encoded = self._upserting(record)
+        self._commit((change,), (encoded,))
+
+    def upsert_many(self, records: Iterable[Record]) -> None:
+        """Upsert all or none: for a crash, for every reader, and for an error in any of them."""
+        self._settle_for_write(self._timeout_s)
+        given = list(records)
+        if self._transaction is None and are_dicts(given):
+            copies = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
+            keys = self._keys.all_plain(copies) if are_flat(copies) else None
+            if keys:
+                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
+                return
+        pairs = [self._upserting(record) for record in given]
+        if pairs:
+            self._commit([change for change, _ in pairs], [encoded for _, encoded in pairs])
+
+    def delete(self, record_or_key: Mapping[str, Any] | Key) -> bool:
+        """Remove the record with that key. Tells whether there was one."""
+        return self.pop(self._keys.given(record_or_key), None) is not None
+
+    def __setitem__(self, key: Key, record: Record) -> None:
+        """Upsert a record under the key that it has.
+
+        Raises:
+            RecordError: It has another key.
+        """
+        change, encoded = self._upserting(record)
+        if change[0] != key:
+            raise RecordError("record", f"its key is {change[0]!r}, not {key!r}; use upsert(record)")
+        self._commit((change,), (encoded,))
+
+    def __delitem__(self, key: Key) -> None:
+        """Remove the record with that key. Raises KeyError."""
+        if self.pop(key, None) is None:
+            raise KeyError(key)
+
+    _MISSING: Final[Any] = object()
+
+    def pop(self, key: Key, default: Any = _MISSING) -> Any:
+        """Remove the record with that key and return it, to one caller alone; `default` if there is none.
+
+        Raises:
+            KeyError: There is none, and no default.
+        """
+        with self.lock():
+            record = self.get(key)
+            if record is not None:
+                key = self._keys.of(record)  # As it is stored: a key that equals it may be of a type that is not.
+                self._commit(((key, None),), (encode_delete(key),))
+                return record
+        if default is self._MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[Key, Record]:
+        """Remove the record that was added last, and return its key and itself. Raises KeyError if there is none."""
+        with self.lock():
+            with self._whole() as records:
+                key = next(reversed(records), None)
+            if key is None:
+                raise KeyError("popitem(): the table is empty")
+            return key, self.pop(key)
+
+    def setdefault(self, key: Key, default: Record | None = None) -> Record:
+        """The record with that key; if there is none, `default`, upserted."""
+        with self.lock():
+            record = self.get(key)
+            if record is not None:
+                return record
+            if default is None:
+                raise RecordError("record", f"no record with key {key!r}, and None is none")
+            self[key] = default
+            return self[key]
+
+    def update(self, other: Any = (), /, **kwargs: Any) -> None:
+        """As `dict.update`, all or none."""
+        with self.transaction():
+            super().update(other, **kwargs)
+
+    def clear(self) -> None:
+        """Remove all records."""
+        self._commit((CLEAR,), (encode_clear(),))
+
+    def lock(self, timeout: float | None = None) -> AbstractContextManager[None]:
+        """Exclude every other writer, in this process and in all others, for the length of a ``with`` block.
+
+        For a read and a write that belong together. Reentrant in its thread. Readers never wait for it. The changes
+        inside are acknowledged one by one; for all or none, use `transaction`.
+
+        Args:
+            timeout: How many seconds to wait at most; None: as long as the handle's own timeout says.
+
+        Raises:
+            LockTimeoutError: It was not free in time; the error says who holds it.
+            ReadOnlyError: This handle cannot write.
+        """
+        return self._lock_held(self._timeout_s if timeout is None else timeout)
+
+    def transaction(self, timeout: float | None = None) -> AbstractContextManager[None]:
+        """Make the changes of a ``with`` block one: all or nothing, for a crash and for every reader.
+
+        Excludes other writers from its beginning, as `lock` does. Reads of the same thread see its changes. An
+        exception leaves nothing of it behind. An inner one is undone alone if its exception is caught outside of it.
+        """
+        return self._transact(self._timeout_s if timeout is None else timeout)
+
+    # Inside.
+
+    def _upsert_expecting(self, record: Record, expected: Record | Absent) -> None:
+        change, encoded = self._upserting(record)
+        with self.lock():
+            key = self._keys.of(record)
+            found = self.get(key)
+            if not _is(found, expected):
+                raise ConflictError(
+                    f"record {key!r} is not what was expected: someone else has changed it",
+                    found=ABSENT if found is None else found,
+                )
+            self._commit((change,), (encoded,))
+
+    def _upserting(self, record: Record) -> tuple[Change, bytes]:
+        copy = stored(record)
+        return (self._keys.checked(copy), copy), encode_upsert(copy)
+
+
+def _is(found: Record | None, expected: Record | Absent) -> bool:
+    """Whether a record is as it is expected: equal, or the same bytes, for a nan differs even from itself."""
+    if found is None or isinstance(expected, Absent):
+        return found is None and expected is ABSENT
+    return equal(found, expected) or encode_upsert(found) == encode_upsert(stored(expected))

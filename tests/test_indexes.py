@@ -1,0 +1,136 @@
+"""Indexes: they never name a key too few, whatever happens to the table."""
+
+import datetime as dt
+import math
+import uuid
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import microdb
+from microdb.conditions import Range, one_of
+from microdb.indexes import HashIndex, IndexedRecords, SortedIndex
+from strategies import values
+
+ZONE = dt.timezone(dt.timedelta(hours=2))
+MOMENT = dt.datetime(2026, 1, 1, 12)
+LADDERS = [
+    [-1, False, 0.5, Decimal("0.7"), 1, True, 2**70],
+    ["", "a", "b"],
+    [b"", b"a"],
+    [MOMENT, MOMENT + dt.timedelta(1)],
+    [MOMENT.replace(tzinfo=dt.UTC), MOMENT.replace(tzinfo=ZONE) + dt.timedelta(1)],
+    [dt.date(2026, 1, 1), dt.date(2026, 1, 2)],
+    [dt.time(1), dt.time(2)],
+    [dt.timedelta(1), dt.timedelta(2)],
+    [uuid.UUID(int=1), uuid.UUID(int=2)],
+]
+ODD = [None, math.nan, Decimal("nan"), Decimal("snan"), [1], (1,), {"a": 1}, ..., 1j, {1}, frozenset({1})]
+ALL = [*(value for ladder in LADDERS for value in ladder), *ODD]
+
+
+@pytest.mark.parametrize("low", ALL, ids=repr)
+def test_a_sorted_index_finds_what_a_scan_finds_among_all_kinds_of_values(open_db, low):
+    mdb, plain = open_db(":memory:", sorted_indexes=["v"]), open_db(":memory:")
+    for number, value in enumerate(ALL):
+        mdb.upsert({"id": number, "v": value})
+        plain.upsert({"id": number, "v": value})
+    for wanted in (Range(low=low), Range(high=low), Range(low=low, high=low), Range(low, low, with_low=False)):
+        found = sorted(record["id"] for record in mdb.where(v=wanted))
+        assert found == sorted(record["id"] for record in plain.where(v=wanted))
+    assert "sorted index" in mdb.where(v=Range(low=low)).explain()
+
+
+@pytest.mark.parametrize("wanted", ALL, ids=repr)
+def test_a_hash_index_finds_what_a_scan_finds_among_all_kinds_of_values(open_db, wanted):
+    mdb, plain = open_db(":memory:", indexes=["v"]), open_db(":memory:")
+    for number, value in enumerate(ALL):
+        mdb.upsert({"id": number, "v": value})
+        plain.upsert({"id": number, "v": value})
+    for question in (wanted, one_of([wanted, 1])):
+        found = sorted(record["id"] for record in mdb.where(v=question))
+        assert found == sorted(record["id"] for record in plain.where(v=question))
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.integers(0, 4), st.none() | st.fixed_dictionaries({}, optional={"v": values(), "w": st.integers(0, 1)})
+    ),
+    max_size=20,
+)
+
+
+@given(changes=CHANGES)
+def test_after_any_changes_each_index_names_each_record_once_and_nothing_else(changes):
+    table = IndexedRecords({})
+    indexes = [HashIndex(("v",)), HashIndex(("v", "w")), SortedIndex("v")]
+    table.keep(0, indexes[0])
+    for count, (number, fields) in enumerate(changes):
+        if count == len(changes) // 2:
+            for name in (1, 2):
+                table.keep(name, indexes[name])
+        if fields is None:
+            table.pop((number,), None)
+        else:
+            table[number,] = {"id": number, **fields}
+    for name, index in table.indexes.items():
+        named = [key for bucket in buckets(index) for key in bucket]
+        assert sorted(named) == sorted(table), name
+        assert all(bucket for bucket in buckets(index)), "an empty one is not kept"
+    table.clear()
+    assert not any(buckets(index) for index in table.indexes.values())
+
+
+def buckets(index):
+    if isinstance(index, HashIndex):
+        found = list(index._buckets.values())
+    else:
+        found = [bucket for family in index._families.values() for bucket in family.values()]
+        found += [index._unordered] if index._unordered else []
+    return [*found, *([index._aside] if index._aside else [])]
+
+
+def test_amid_a_change_an_index_names_the_record_under_both_values():
+    """For an interrupt that comes there in a table that is never loaded anew."""
+    seen = []
+
+    class Watched(IndexedRecords):
+        def keep(self, name, index):
+            super().keep(name, index)
+            forget = index.forget
+            index.forget = lambda *args: (seen.append([list(index.find({"v": v})) for v in (1, 2)]), forget(*args))
+
+    table = Watched({("a",): {"id": "a", "v": 1}})
+    table.keep("v", HashIndex(("v",)))
+    table["a",] = {"id": "a", "v": 2}
+    assert seen == [[[("a",)], [("a",)]]]
+    assert [list(table.indexes["v"].find({"v": v})) for v in (1, 2)] == [[], [("a",)]]
+
+
+def test_a_table_keeps_no_index_before_one_is_of_use(open_db):
+    mdb = open_db(indexes=["v"])
+    mdb.upsert({"id": 1, "v": 2})
+    assert type(mdb._records) is dict
+    assert mdb.where(v=2).count() == 1
+    assert type(mdb._records) is IndexedRecords
+    mdb.upsert({"id": 2, "v": 2})
+    assert mdb.where(v=2).count() == 2
+    assert len(mdb._records.indexes) == 1
+
+
+def test_an_index_lives_through_what_happens_to_a_table(open_db, path):
+    mdb, other = open_db(indexes=["v"]), open_db()
+    mdb.upsert_many([{"id": n, "v": n % 3} for n in range(9)])
+    assert mdb.where(v=1).count() == 3
+    other.save()
+    other.upsert({"id": 9, "v": 1})
+    assert mdb.where(v=1).explain() == "index on v: 4 records"
+    mdb._position = None  # As after an interrupt.
+    mdb._applied = -1
+    assert mdb.where(v=1).explain() == "index on v: 4 records"
+    with mdb.transaction():
+        assert mdb.where(v=1).count() == 4
+        other_first_use = mdb.where(v=microdb.one_of([0, 2])).count()
+    assert other_first_use == 6
