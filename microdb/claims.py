@@ -6,7 +6,6 @@ nobody has the record. Who sets the clock forward lets leases run out early; the
 """
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -169,4 +168,6 @@ def _checked(lease_s: float) -> float:
 
 
 def _whoever() -> str:
+    import socket  # noqa: PLC0415  # It imports a good deal.
+
     return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"
