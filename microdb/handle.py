@@ -16,7 +16,7 @@ from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
 from microdb.errors import ClosedError, FailedError, MicroDBError, ReadOnlyError, TransactionError
 from microdb.keys import PartitionKeys
-from microdb.locks import held, refuse_in_child, refuse_reentry
+from microdb.locks import held, is_owned, refuse_in_child, refuse_reentry
 from microdb.open_table import CLOSED, DETACHED, IS_CLOSED, NEVER, Ahead, OpenTable
 from microdb.save import Encode, save
 from microdb.table import apply
@@ -54,7 +54,7 @@ class Handle(OpenTable):
         self._auto_save = AutoSave(log, auto_save_bytes, timeout_s)
         self._commits = CommitQueue()
         self._attaching = threading.RLock()
-        self._appending = threading.Lock()
+        self._appending = threading.RLock()
         self._attach(timeout_s)
         forks.register(self)
 
@@ -264,18 +264,19 @@ class Handle(OpenTable):
         if self._auto_save.is_running():
             self._log.lock.check_may_wait()
         self._auto_save.wait()
-        while not self._appending.acquire(timeout=_LOOK_EVERY_S):
-            self._log.lock.check_may_wait()
         try:
+            while not self._appending.acquire(timeout=_LOOK_EVERY_S):
+                self._log.lock.check_may_wait()
             with self._table_lock:
                 self._close()
         finally:
-            self._appending.release()
+            if is_owned(self._appending):  # Also if an interrupt came just as it was taken.
+                self._appending.release()
 
     def begin_in_child(self, *, is_sound: bool) -> None:
         """As there. A transaction stays, to refuse what its block does here."""
         self._attaching = threading.RLock()
-        self._appending = threading.Lock()
+        self._appending = threading.RLock()
         self._commits = CommitQueue()
         self._auto_save.forget_thread()
         super().begin_in_child(is_sound=is_sound)

@@ -34,6 +34,7 @@ __all__ = [
     "become_present",
     "held",
     "is_alone",
+    "is_owned",
     "refuse_in_child",
     "refuse_reentry",
     "shared_write_lock",
@@ -322,13 +323,14 @@ def held(lock: WriteLock, timeout_s: float | None) -> Iterator[None]:
         raise
 
 
-def _is_owned(lock: threading.RLock) -> bool:
+def is_owned(lock: threading.RLock) -> bool:
+    """Whether the calling thread has a lock."""
     return lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001  # So `threading.Condition` asks.
 
 
 def refuse_reentry(lock: threading.RLock) -> None:
     """Raises ReentrantError if the calling thread has a lock: then a signal handler came while it had."""
-    if _is_owned(lock):
+    if is_owned(lock):
         raise ReentrantError(REENTRANT)
 
 

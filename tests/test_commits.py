@@ -431,6 +431,25 @@ def test_a_handle_is_closed_when_the_write_of_another_thread_has_ended(open_db):
     assert len(open_db()) == 0
 
 
+def test_an_interrupt_just_as_a_close_keeps_writers_out_lets_them_in_again(open_db):
+    mdb = open_db()
+    lock = mdb._appending
+
+    class Interrupting:
+        def acquire(self, **options):
+            lock.acquire(**options)
+            raise KeyboardInterrupt
+
+        release, _is_owned = lock.release, lock._is_owned
+
+    mdb._appending = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        mdb.close()
+    mdb._appending = lock
+    in_thread(lambda: mdb.upsert(A))
+    assert list(mdb.all()) == [A]
+
+
 def test_a_write_whose_handle_is_closed_as_it_begins_is_refused(open_db):
     mdb = open_db()
     mdb._prepare_locked = lambda: in_thread(mdb.close)
