@@ -30,7 +30,7 @@ def describe(folder: str) -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "file system": _file_system(folder),
         "load before": f"{os.getloadavg()[0]:.2f}",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
         "packages": ", ".join(f"{name} {version}" for name, version in _versions().items()),
     }
