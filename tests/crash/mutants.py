@@ -266,6 +266,31 @@ MUTANTS = [
         "            if False:\n                try:\n",
         "tests/test_processes.py",
     ),
+    Mutant(
+        "what a writer has left for later is forgotten",
+        "open_table.py",
+        "        return [*ahead.payloads, *more], end\n",
+        "        return more, end\n",
+        "tests/test_handle.py",
+    ),
+    Mutant(
+        "a claim does not look at the lease of another",
+        "claims.py",
+        'if claim["until"] is None or claim["until"] <= now:',
+        "if True:",
+        "tests/test_claims.py",
+    ),
+    Mutant(
+        "an edit reads without the lock",
+        "edits.py",
+        """        with self.lock():
+            key, record = self._begin(record_or_key, create=create)
+            before""",
+        """        with contextlib.nullcontext():
+            key, record = self._begin(record_or_key, create=create)
+            before""",
+        "tests/test_edits.py",
+    ),
 ]
 
 
