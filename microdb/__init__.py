@@ -12,6 +12,7 @@ In memory as a dict in each process, on disk as a JSON file and a write-ahead lo
 1
 """
 
+from microdb.checking import Report
 from microdb.claims import Claim
 from microdb.conditions import above, at_least, at_most, below, between, one_of
 from microdb.database import MicroDB
@@ -55,6 +56,7 @@ __all__ = [
     "ReadOnlyError",
     "RecordError",
     "ReentrantError",
+    "Report",
     "SinceLostError",
     "Stats",
     "StorageError",

@@ -1,12 +1,14 @@
 """`MicroDB`: what a user calls. Threads, locks and logs are the business of `handle`."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from microdb import mounts, snapshot
+from microdb.checking import Report, differences, misled
 from microdb.claims import Claims
-from microdb.errors import SinceLostError, StrPath
+from microdb.errors import MicroDBError, SinceLostError, StrPath
 from microdb.files import OS, Files
 from microdb.finder import index_fields
 from microdb.keys import PartitionKeys
@@ -15,6 +17,7 @@ from microdb.paths import Paths, resolved
 from microdb.query import Query, conditions
 from microdb.save import Encode, export
 from microdb.stats import Stats
+from microdb.table import Records
 from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
@@ -173,6 +176,32 @@ class MicroDB(Claims):
         return View(records_of(start, self._log.name, self._keys), self._keys, position)
 
     # Looking.
+
+    def check(self) -> Report:
+        """Read the files anew, and hold table and indexes against them. Others cannot write meanwhile; readers can.
+
+        Costs as much as opening it, and memory for a second table. A table in memory has only its indexes checked.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> mdb.check()
+        Report(records=1, problems=[])
+        """
+        self._refuse_in_transaction("check()")
+        with contextlib.nullcontext() if self._read_only else self.lock():
+            problems: list[str] = []
+            stored: dict[int, Records] = {}
+            if isinstance(self._log, FileLog):
+                try:
+                    start = self._log.load(self._timeout_s)
+                    stored[start.head] = records_of(start, self._log.name, self._keys)
+                except MicroDBError as error:
+                    problems.append(str(error))
+            with self._whole() as records:
+                if self._applied in stored:  # Else others have written meanwhile, as they may behind a reader.
+                    problems += differences(records, stored[self._applied])
+                problems += misled(records)
+                return Report(len(records), problems)
 
     def __str__(self) -> str:
         """The records as a list."""

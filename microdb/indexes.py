@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from decimal import Decimal
+from itertools import chain
 from typing import Any, Final
 
 from microdb.conditions import OneOf, Range
@@ -41,9 +42,21 @@ class Index(ABC):
             if not bucket:
                 self._drop(old)
 
+    def holds(self, key: Key, record: Record) -> bool:
+        """Whether a key is named for a record."""
+        return key in self._bucket(record)
+
+    def named(self) -> list[Key]:
+        """Every key, as often as it is named."""
+        return [*self._aside, *chain.from_iterable(self._all())]
+
     def clear(self) -> None:
         """Forget all."""
         self._aside.clear()
+
+    @abstractmethod
+    def _all(self) -> Iterable[_Keys]:
+        """Every bucket."""
 
     @abstractmethod
     def find(self, wanted: Mapping[str, Any]) -> Iterator[Key]:
@@ -70,6 +83,9 @@ class HashIndex(Index):
         """See `Index`."""
         super().clear()
         self._buckets.clear()
+
+    def _all(self) -> Iterable[_Keys]:
+        return self._buckets.values()
 
     def _bucket(self, record: Record) -> _Keys:
         try:
@@ -110,6 +126,9 @@ class SortedIndex(Index):
         super().clear()
         self._unordered.clear()
         self._families.clear()
+
+    def _all(self) -> Iterable[_Keys]:
+        return [self._unordered, *chain.from_iterable(family.values() for family in self._families.values())]
 
     def _bucket(self, record: Record) -> _Keys:
         value = record.get(self.field)

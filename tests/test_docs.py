@@ -48,6 +48,7 @@ PUBLIC = {
     "ClaimLostError",
     "Position",
     "Query",
+    "Report",
     "SinceLostError",
     "View",
     "above",
