@@ -2,7 +2,8 @@
 
 A claim is a field of the record, so it is in the log and the snapshot as all else is, and every process sees it:
 ``{"owner": …, "until": …, "fence": …}``. `until` is in seconds since 1970 by the clock of the machine, and None when
-nobody has the record. Who sets the clock forward lets leases run out early; the fence is there for that.
+nobody has the record. Who upserts a claimed record without that field takes it from its worker, who is told at the end.
+Who sets the clock forward lets leases run out early; the fence is there for that.
 """
 
 import os
@@ -30,8 +31,9 @@ class Claim:
     Attributes:
         record: As it was claimed.
         owner: Who has it.
-        fence: A number higher than that of every earlier claim of this record. Send it along to where the work has
-            effects, and refuse lower ones there: then a worker that slept over its lease does no harm.
+        fence: A number higher than that of every earlier claim of this record, one that was deleted meanwhile included.
+            Send it along to where the work has effects, and refuse lower ones there: then a worker that slept over its
+            lease does no harm.
         until: When the lease runs out, in seconds since 1970.
     """
 
@@ -82,7 +84,7 @@ class Claim:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Release it, unless it has ended or is lost."""
+        """Release it, unless it has ended. If it is lost, that is an error, unless there is one already."""
         if not self._has_ended:
             try:
                 self.release()
@@ -139,15 +141,19 @@ class Claims(Edits):
 
         Raises:
             RecordError: A record that is meant has another use for the field ``claim``.
+            TypeError: The query is one of a view, or of another database.
         """
         lease_s = _checked(lease)
         query = where if isinstance(where, Query) else Query(self, *conditions([where], {}))
+        if not query.asks(self):
+            raise TypeError("claim() takes a query of this database itself, as its own where() gives")
         with self.lock():
             now = time.time()
             for record in query:
                 claim = _claim_of(record)
                 if claim["until"] is None or claim["until"] <= now:
-                    taken = {"owner": owner or _whoever(), "until": now + lease_s, "fence": claim["fence"] + 1}
+                    fence = max(claim["fence"], self._last_sequence()) + 1
+                    taken = {"owner": owner or _whoever(), "until": now + lease_s, "fence": fence}
                     return Claim(self, self.patch(self.gen_key(record), {FIELD: taken}), lease_s)
         return None
 

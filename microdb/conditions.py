@@ -1,11 +1,14 @@
 """What a field may be asked for beside equality: a range, or one of several values. Pure."""
 
+import datetime as dt
+import uuid
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from microdb.values import equal
 
-__all__ = ["OneOf", "Range", "above", "at_least", "at_most", "below", "between", "one_of"]
+__all__ = ["OneOf", "Range", "above", "at_least", "at_most", "below", "between", "family", "one_of"]
 
 _OPEN: Final[Any] = object()
 
@@ -22,6 +25,12 @@ class Range(NamedTuple):
     def bounds(self) -> tuple[Any, Any]:
         """Its ends; None where it is open."""
         return tuple([None if end is _OPEN else end for end in (self.low, self.high)])  # type: ignore[return-value]
+
+    @property
+    def family(self) -> str | None:
+        """The family of its ends, if both have the same."""
+        families = {family(end) for end in (self.low, self.high) if end is not _OPEN}
+        return families.pop() if len(families) == 1 else None
 
     def holds(self, value: Any) -> bool:
         """Whether a value is in it."""
@@ -53,6 +62,27 @@ class OneOf(NamedTuple):
 
     def __str__(self) -> str:
         return f"one of {list(self.values)!r}"
+
+
+def family(value: Any) -> str | None:
+    """A name for the values that can be compared with this one, and with each other; None if there is none.
+
+    Moments that their time zone has twice, or not at all, have no place: within the zone the clock on the wall counts,
+    and between zones UTC.
+    """
+    kind = type(value)
+    if kind is dt.datetime or kind is dt.time:
+        offset = value.utcoffset()
+        if offset != value.replace(fold=not value.fold).utcoffset():
+            return None
+        return f"{kind.__name__}, {'naive' if offset is None else 'aware'}"
+    return _FAMILIES.get(kind) if equal(value, value) else None  # A nan differs from itself.
+
+
+_FAMILIES: Final[dict[type, str]] = {
+    **dict.fromkeys([bool, int, float, Decimal], "number"),
+    **{kind: kind.__name__ for kind in (str, bytes, dt.date, dt.timedelta, uuid.UUID)},
+}
 
 
 def between(low: Any, high: Any) -> Range:
@@ -90,4 +120,6 @@ def one_of(values: Iterable[Any]) -> OneOf:
     >>> one_of(["undone", "failed"]).holds("failed")
     True
     """
+    if isinstance(values, str | bytes):
+        raise TypeError(f"one_of takes several values; write [{values!r}]")
     return OneOf(tuple(values))

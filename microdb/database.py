@@ -150,7 +150,8 @@ class MicroDB(Claims):
         (1, 0)
         """
         with self._whole() as records:
-            return View(dict(records), self._keys, self._position)
+            position = self._position if self._own_view() is None else None
+            return View(dict(records), self._keys, position)
 
     @property
     def position(self) -> Position | None:
@@ -158,20 +159,22 @@ class MicroDB(Claims):
         with self._whole():
             return self._position
 
-    def as_of(self, position: Position) -> View:
+    def as_of(self, position: Position | None) -> View:
         """The table as it was at a position, if no save has come since. Costs reading the snapshot and the log.
 
         Raises:
-            SinceLostError: A save has come: what was before it cannot be told any more.
+            SinceLostError: A save has come: what was before it cannot be told any more. Or it is no position of this
+                database.
         """
-        if isinstance(self._log, MemoryLog):
-            raise SinceLostError("a table in memory keeps no history")
+        if isinstance(self._log, MemoryLog) or position is None:
+            raise SinceLostError("a table in memory, or without a log, keeps no history")
         self._settle()
         try:
             start = self._log.load_as_of(position)
         except GoneError:
             raise SinceLostError(
-                f"{self._log.name}: a save came after {position}, so that the table of then cannot be told any more"
+                f"{self._log.name}: {position} is not in the log, which begins with the last save; the table of then "
+                "cannot be told any more"
             ) from None
         return View(records_of(start, self._log.name, self._keys), self._keys, position)
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from microdb.errors import RecordError
+from microdb.errors import ConflictError, RecordError
 from microdb.keys import Key
 from microdb.mapping import RecordMapping
-from microdb.values import Record, stored
+from microdb.values import ABSENT, Record, stored
 from microdb.wal.codec import encode_upsert
 
 __all__ = ["Edits"]
@@ -80,12 +80,15 @@ class Edits(RecordMapping):
         Raises:
             KeyError: There is no such record.
             RecordError: What it returned cannot be stored, or has another key. Nothing was changed.
+            ConflictError: The function has itself changed this record in the database.
         """
         with self.lock():
             key, record = self._begin(record_or_key, create=create)
+            before = self.get(key)
             made = function(record)
             if made is None:
                 raise RecordError("record", "the function returned None; let it return the record to be stored")
+            self._check_unchanged(key, before)
             self[key] = made
         return made
 
@@ -102,7 +105,7 @@ class Edits(RecordMapping):
         Raises:
             RecordError: It cannot be stored, and had to be.
         """
-        key = self.gen_key(record)
+        key = self._keys.checked(stored(record))
         found = self.get(key)
         if found is None:
             with self.lock():
@@ -158,13 +161,24 @@ class Edits(RecordMapping):
         Raises:
             KeyError: There is no such record.
             RecordError: It cannot be stored as it is at the end, or has another key. Nothing was changed.
+            ConflictError: The block has itself changed this record in the database, by other means.
         """
         with self.lock():
             key, record = self._begin(record_or_key, create=create)
-            before = encode_upsert(record) if key in self else None
+            before = self.get(key)
             yield record
-            if encode_upsert(stored(record)) != before:
+            if encode_upsert(stored(record)) != _encoded(before):
+                self._check_unchanged(key, before)
                 self[key] = record
+
+    def _check_unchanged(self, key: Key, before: Record | None) -> None:
+        """Raises ConflictError if the record is not what it was: its own thread has changed it meanwhile."""
+        found = self.get(key)
+        if _encoded(found) != _encoded(before):
+            raise ConflictError(
+                f"record {key!r} was changed within its own edit; change what edit() or the function is given",
+                found=ABSENT if found is None else found,
+            )
 
     def _begin(self, record_or_key: Mapping[str, Any] | Key, *, create: bool) -> tuple[Key, Record]:
         """Under the write lock: the key of a record, and itself."""
@@ -177,3 +191,7 @@ class Edits(RecordMapping):
         if len(key) != len(self._keys.names):
             raise RecordError("key", f"{key!r} has not one value for each of {list(self._keys.names)!r}")
         return key, {name: value for name, value in zip(self._keys.names, key, strict=True) if value is not None}
+
+
+def _encoded(record: Record | None) -> bytes | None:
+    return None if record is None else encode_upsert(record)

@@ -105,7 +105,7 @@ class ClaimLostError(MicroDBError):
         elif self.found["owner"] is None:
             now = "is nobody's"
         else:
-            now = f"is {self.found['owner']!r}'s with fence {self.found['fence']}"
+            now = f"belongs to {self.found['owner']!r}, with fence {self.found['fence']}"
         return f"the claim on record {self.key!r} with fence {self.fence} is lost: the record {now}"
 
 

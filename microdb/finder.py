@@ -45,7 +45,7 @@ def plan(
         if isinstance(value, OneOf) and field in singles and _has_hash(value.values):
             return Plan("index", (field,))
     for field, value in wanted.items():
-        if isinstance(value, Range) and field in sorted_indexes:
+        if isinstance(value, Range) and field in sorted_indexes and value.family is not None:
             return Plan("sorted index", (field,))
     return Plan("scan")
 

@@ -105,8 +105,8 @@ class Handle(OpenTable):
     def _append_locked(self, group: list[Commit]) -> None:
         with self._table_lock:
             table, ahead, words = self._position, self._ahead, self._words
-            if table is None:  # By another thread, in between.
-                table, ahead = self._place(), None
+            if table is None or words[HEAD] != (self._applied if ahead is None else ahead.head):
+                table, ahead = self._place(), None  # Another thread, or a signal handler, was here in between.
         before = table if ahead is None else ahead.end
         head = words[HEAD]
         try:
@@ -139,10 +139,11 @@ class Handle(OpenTable):
             self._leave_poisoned_locked()
         # More than once only if a signal handler writes in between.
         while (head := self._words[HEAD]) != self._applied or self._position is None:
-            if self._ahead is not None and self._ahead.head == head:
+            ahead = self._ahead
+            if ahead is not None and ahead.head == head:
                 break
             with self._table_lock:
-                if not self._look_ahead(head):
+                if not self._look_ahead():
                     self._place()
 
     def _leave_poisoned_locked(self) -> None:
@@ -202,6 +203,13 @@ class Handle(OpenTable):
             self._transaction = None
         with self._table_lock:
             self._open_gate()
+
+    def _last_sequence(self) -> int:
+        """A number that is higher after each change, one that waits for the end of a transaction included."""
+        with self._whole():
+            sequence = self._position.sequence if self._position is not None else 0
+        view = self._own_view()
+        return sequence if view is None else sequence + len(view.pairs)
 
     def _refuse_in_transaction(self, what: str) -> None:
         transaction = self._transaction

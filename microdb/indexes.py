@@ -5,19 +5,16 @@ many, as it does for a moment while a record changes, and after an interrupt ami
 """
 
 import contextlib
-import datetime as dt
-import uuid
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from decimal import Decimal
 from itertools import chain
 from typing import Any, Final
 
-from microdb.conditions import OneOf, Range
+from microdb.conditions import OneOf, Range, family
 from microdb.keys import Key
 from microdb.table import Records
-from microdb.values import Record, equal
+from microdb.values import Record
 
 __all__ = ["HashIndex", "Index", "IndexedRecords", "SortedIndex"]
 
@@ -50,10 +47,6 @@ class Index(ABC):
         """Every key, as often as it is named."""
         return [*self._aside, *chain.from_iterable(self._all())]
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._aside.clear()
-
     @abstractmethod
     def _all(self) -> Iterable[_Keys]:
         """Every bucket."""
@@ -79,11 +72,6 @@ class HashIndex(Index):
         self.fields: Final = fields
         self._buckets: dict[tuple[Any, ...], _Keys] = {}
 
-    def clear(self) -> None:
-        """See `Index`."""
-        super().clear()
-        self._buckets.clear()
-
     def _all(self) -> Iterable[_Keys]:
         return self._buckets.values()
 
@@ -106,8 +94,8 @@ class HashIndex(Index):
         if len(self.fields) == 1 and isinstance(wanted[self.fields[0]], OneOf):
             sought = dict.fromkeys((value,) for value in wanted[self.fields[0]].values)
         for values in sought:
-            yield from self._buckets.get(values, ())
-        yield from self._aside
+            yield from list(self._buckets.get(values, ()))  # A copy: see below.
+        yield from list(self._aside)
 
 
 class SortedIndex(Index):
@@ -121,12 +109,6 @@ class SortedIndex(Index):
         self._unordered: _Keys = {}
         self._families: dict[str, Any] = defaultdict(SortedDict)
 
-    def clear(self) -> None:
-        """See `Index`."""
-        super().clear()
-        self._unordered.clear()
-        self._families.clear()
-
     def _all(self) -> Iterable[_Keys]:
         return [self._unordered, *chain.from_iterable(family.values() for family in self._families.values())]
 
@@ -134,43 +116,30 @@ class SortedIndex(Index):
         value = record.get(self.field)
         if value is None:
             return self._unordered
-        family = _family(value)
-        return self._aside if family is None else self._families[family].setdefault(value, {})
+        name = family(value)
+        return self._aside if name is None else self._families[name].setdefault(value, {})
 
     def _drop(self, record: Record) -> None:
         value = record.get(self.field)
-        family = _family(value)
-        if family is not None:
-            del self._families[family][value]
+        name = family(value)
+        if name is not None:
+            del self._families[name][value]
 
     def find(self, wanted: Mapping[str, Any]) -> Iterator[Key]:
         """See `Index`. In the order of the values."""
         span: Range = wanted[self.field]
-        low, high = span.bounds
-        (family, *others) = {_family(end) for end in (low, high) if end is not None} or {None}
-        if family in self._families and not others:
-            values = self._families[family]
-            for value in values.irange(low, high, (span.with_low, span.with_high)):
-                yield from values[value]
-        yield from self._aside
-
-
-def _family(value: Any) -> str | None:
-    """A name for the values that can be compared with this one, and with each other; None if there is none."""
-    kind = type(value)
-    if kind is dt.datetime or kind is dt.time:
-        return f"{kind.__name__}, {'naive' if value.utcoffset() is None else 'aware'}"
-    return _FAMILIES.get(kind) if equal(value, value) else None  # A nan differs from itself.
-
-
-_FAMILIES: Final[dict[type, str]] = {
-    **dict.fromkeys([bool, int, float, Decimal], "number"),
-    **{kind: kind.__name__ for kind in (str, bytes, dt.date, dt.timedelta, uuid.UUID)},
-}
+        values = self._families[span.family or ""]
+        # Copies, for a signal handler may change the table as one goes through it.
+        for value in list(values.irange(*span.bounds, (span.with_low, span.with_high))):
+            yield from list(values.get(value, ()))
+        yield from list(self._aside)
 
 
 class IndexedRecords(Records):
-    """A table that keeps indexes up to date with each change. Looking up a key costs what it costs in a dict."""
+    """A table that keeps indexes up to date with each change. Looking up a key costs what it costs in a dict.
+
+    An interrupt amid a change may leave an index half done: then none is kept any more, and they are made anew.
+    """
 
     def __init__(self, records: Records) -> None:
         super().__init__(records)
@@ -183,24 +152,31 @@ class IndexedRecords(Records):
         self.indexes[name] = index
 
     def __setitem__(self, key: Key, record: Record) -> None:
-        old = self.get(key)
-        for index in self.indexes.values():
-            index.add(key, record)
-        super().__setitem__(key, record)
-        if old is not None:
+        try:
+            old = self.get(key)
             for index in self.indexes.values():
-                index.forget(key, old, record)
+                index.add(key, record)
+            super().__setitem__(key, record)
+            if old is not None:
+                for index in self.indexes.values():
+                    index.forget(key, old, record)
+        except BaseException:
+            self.indexes = {}
+            raise
 
     def pop(self, key: Key, default: Any = None, /) -> Any:
         """As that of a dict."""
-        old = super().pop(key, default)
-        if old is not None:
-            for index in self.indexes.values():
-                index.forget(key, old)
+        try:
+            old = super().pop(key, default)
+            if old is not None:
+                for index in self.indexes.values():
+                    index.forget(key, old)
+        except BaseException:
+            self.indexes = {}
+            raise
         return old
 
     def clear(self) -> None:
-        """As that of a dict."""
+        """As that of a dict. The indexes are made anew, too."""
+        self.indexes = {}
         super().clear()
-        for index in self.indexes.values():
-            index.clear()

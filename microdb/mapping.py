@@ -16,6 +16,9 @@ __all__ = ["RecordMapping"]
 
 T = TypeVar("T")
 
+_ANYTHING: Final[Record] = {}
+"""Stands for what was not given."""
+
 
 class _Values(ValuesView[Record]):
     """The records at one moment: iterating never meets a key that someone just deleted."""
@@ -107,7 +110,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
     # Writing.
 
-    def upsert(self, record: Record, *, expected: Record | Absent | None = None) -> None:
+    def upsert(self, record: Record, *, expected: Record | Absent | None = _ANYTHING) -> None:
         """Add a record, or put it in the place of the one with the same key. It is in the log when this returns.
 
         >>> import microdb
@@ -119,14 +122,15 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
         Args:
             record: It is copied; what is done to it later changes nothing.
-            expected: Only if the record that is there now equals this one; `ABSENT`: only if there is none.
+            expected: Only if the record that is there now equals this one; `ABSENT`, or None as `get` gives it: only if
+                there is none.
 
         Raises:
             RecordError: It cannot be stored; which field, and why. Nothing was changed.
             ConflictError: The record is not as expected; the error has it as ``found``. Nothing was changed.
             OSError: The log could not be written. Nothing was changed.
         """
-        if expected is not None:
+        if expected is not _ANYTHING:
             self._upsert_expecting(record, expected)
             return
         change, encoded = self._upserting(record)
@@ -238,7 +242,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
     # Inside.
 
-    def _upsert_expecting(self, record: Record, expected: Record | Absent) -> None:
+    def _upsert_expecting(self, record: Record, expected: Record | Absent | None) -> None:
         change, encoded = self._upserting(record)
         with self.lock():
             key = self._keys.of(record)
@@ -255,8 +259,8 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         return (self._keys.checked(copy), copy), encode_upsert(copy)
 
 
-def _is(found: Record | None, expected: Record | Absent) -> bool:
+def _is(found: Record | None, expected: Record | Absent | None) -> bool:
     """Whether a record is as it is expected: equal, or the same bytes, for a nan differs even from itself."""
-    if found is None or isinstance(expected, Absent):
-        return found is None and expected is ABSENT
+    if found is None or expected is None or isinstance(expected, Absent):
+        return found is None and (expected is None or expected is ABSENT)
     return equal(found, expected) or encode_upsert(found) == encode_upsert(stored(expected))

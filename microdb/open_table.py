@@ -46,7 +46,7 @@ class Ahead(NamedTuple):
     """What follows the table in the log, read and not applied: while others wait for a writer, it does no more.
 
     Attributes:
-        payloads: All between the table and `end`; after an interrupt perhaps the last one twice, which does no harm.
+        payloads: All between the table and `end`; after an interrupt perhaps more behind.
         end: The position to which it goes.
         head: The published head there.
     """
@@ -176,18 +176,31 @@ class OpenTable:
         ahead = self._ahead
         if ahead is None:
             return self._log.read(after, head)
+        known = ahead.payloads[: ahead.end.sequence - after.sequence]
         if ahead.head == head:
-            return ahead.payloads, ahead.end
+            return known, ahead.end
         more, end = self._log.read(ahead.end, head)
-        return [*ahead.payloads, *more], end
+        return [*known, *more], end
 
-    def _look_ahead(self, head: int) -> bool:
-        """Read what others have published and leave it for later; False if it is too much. Under the table lock."""
-        position = self._position
-        if position is None or head - self._applied > _AHEAD_BYTES_MAX:  # Behind a save it is far more.
+    def _look_ahead(self) -> bool:
+        """Read what others have published and leave it for later; False if it cannot be. Under the table lock.
+
+        If a signal handler has left the table or what is ahead of it meanwhile, nothing is noted: look again.
+        """
+        head, position, ahead = self._words[HEAD], self._position, self._ahead
+        # Behind a save it is far too much. And a table in memory could not be built anew from its log.
+        if position is None or head - self._applied > _AHEAD_BYTES_MAX or not self._log.keeps_all:
             return False
-        payloads, end = self._read(position, head)
-        self._ahead = Ahead(list(payloads), end, head)
+        try:
+            payloads, end = self._read(position, head)
+        except GoneError:
+            return False
+        except CorruptError:
+            if self._position is position and self._ahead is ahead:
+                raise
+            return True
+        if self._position is position and self._ahead is ahead:
+            self._ahead = Ahead(list(payloads), end, head)
         return True
 
     def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, Self
 from microdb.conditions import OneOf, Range
 from microdb.errors import RecordError
 from microdb.values import Record, equal
-from microdb.wal.codec import encode_upsert
 
 __all__ = ["Candidates", "Query", "Source", "conditions"]
 
@@ -80,9 +79,7 @@ class Query:
         if self._part != slice(None):
             raise ValueError("where() after limit() would look among the first only; call it before")
         wanted, predicates = conditions(conditions_, fields)
-        for field in wanted.keys() & self._wanted.keys():
-            if not equal(wanted[field], self._wanted[field]):
-                raise ValueError(f"where() asks field {field!r} for two values; use a function")
+        check_agree(self._wanted, wanted)
         return type(self)(
             self._source, {**self._wanted, **wanted}, (*self._predicates, *predicates), self._order, self._part
         )
@@ -129,7 +126,7 @@ class Query:
         return next(iter(self._stored()), None) is not None
 
     def distinct(self, *fields: str) -> list[Any]:
-        """The different values of a field, or tuples of those of several, in the order in which they are met.
+        """The different values of a field, or tuples of those of several, those without a hash last.
 
         >>> import microdb
         >>> mdb = microdb.MicroDB(":memory:", ["id"])
@@ -155,7 +152,11 @@ class Query:
         try:
             return {_values(group[0], fields): [record.copy() for record in group] for group in groups}
         except TypeError:
-            raise RecordError(f"record[{fields[0]!r}]", "holds a value that cannot be the key of a dict") from None
+            raise RecordError(", ".join(fields), "a value without a hash cannot be the key of a dict") from None
+
+    def asks(self, source: object) -> bool:
+        """Whether it is a table that is asked."""
+        return self._source is source
 
     def explain(self) -> str:
         """How its records are found, and how many are looked at, in one line.
@@ -182,9 +183,10 @@ class Query:
         """The stored records that are meant, in their order."""
         found: Iterable[Record] = self._matching()
         for fields, reverse in self._order:
+            found = list(found)
             try:
-                found = sorted(found, key=_sort_key(fields), reverse=reverse)
-            except TypeError as error:
+                found.sort(key=_sort_key(fields), reverse=reverse)
+            except (TypeError, ArithmeticError) as error:
                 raise TypeError(
                     f"order_by{fields!r}: {error}; order by a function that makes them comparable"
                 ) from error
@@ -202,14 +204,19 @@ class Query:
         if not fields:
             raise TypeError("name one field or more")
         groups: dict[Hashable, list[Record]] = {}
+        others: list[tuple[Any, list[Record]]] = []
         for record in self._stored():
-            values: Any = tuple([record.get(field) for field in fields])
+            values = tuple([record.get(field) for field in fields])
             try:
-                group = groups.setdefault(values, [])
+                groups.setdefault(values, []).append(record)
             except TypeError:  # It has no hash.
-                group = groups.setdefault(encode_upsert(dict(zip(fields, values, strict=True))), [])
-            group.append(record)
-        return groups.values()
+                for known, group in others:
+                    if equal(known, values):
+                        group.append(record)
+                        break
+                else:
+                    others.append((values, [record]))
+        return [*groups.values(), *(group for _, group in others)]
 
 
 def conditions(
@@ -219,11 +226,13 @@ def conditions(
 
     Raises:
         TypeError: One is neither a mapping nor a function.
+        ValueError: One field is asked for two values.
     """
     wanted: dict[str, Any] = {}
     predicates: list[Predicate] = []
-    for one in given:
+    for one in (*given, fields):
         if isinstance(one, Mapping):
+            check_agree(wanted, one)
             wanted.update(one)
         elif callable(one):
             predicates.append(one)
@@ -231,7 +240,14 @@ def conditions(
             raise TypeError(
                 f"where() takes field=value, a mapping of such, or a function of a record; found {one!r:.60}"
             )
-    return {**wanted, **fields}, tuple(predicates)
+    return wanted, tuple(predicates)
+
+
+def check_agree(wanted: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    """Raises ValueError if one field is asked for two values."""
+    for field in wanted.keys() & more.keys():
+        if not equal(wanted[field], more[field]):
+            raise ValueError(f"where() asks field {field!r} for two values; use a function")
 
 
 def _has(record: Record, field: str, wanted: Any) -> bool:

@@ -19,7 +19,7 @@ class View(Mapping[Key, Record]):
     """The records of one moment, to be read by any thread as long as one likes. What it gives is the caller's own.
 
     Attributes:
-        position: Which moment; None for a snapshot that nobody has written a log to.
+        position: Which moment; None in a transaction, and for a snapshot that nobody has written a log to.
     """
 
     def __init__(self, records: Records, keys: PartitionKeys, position: Position | None) -> None:

@@ -43,7 +43,7 @@ def undone(mdb):
 def test_each_claim_gets_another_record_and_then_there_is_none(mdb):
     taken = [mdb.claim(undone(mdb), 60) for _ in range(4)]
     assert [claim and claim.key for claim in taken] == [(0,), (1,), (2,), None]
-    assert [claim.fence for claim in taken[:3]] == [1, 1, 1]
+    assert [claim.record["claim"]["fence"] for claim in taken[:3]] == [claim.fence for claim in taken[:3]]
 
 
 @pytest.mark.parametrize("where", [{"id": 1}, lambda record: record["id"] == 1])
@@ -57,23 +57,24 @@ def test_what_is_released_is_claimed_again_with_a_higher_fence(mdb, clock):
     claim = mdb.claim({"id": 0}, 60)
     claim.release(note="tried")
     again = mdb.claim({"id": 0}, 60, owner="you")
-    assert (again.fence, again.record["note"], again.until) == (2, "tried", 1060.0)
-    assert mdb[0,]["claim"] == {"owner": "you", "until": 1060.0, "fence": 2}
+    assert (again.record["note"], again.until) == ("tried", 1060.0)
+    assert again.fence > claim.fence
+    assert mdb[0,]["claim"] == {"owner": "you", "until": 1060.0, "fence": again.fence}
 
 
 def test_what_is_completed_is_changed_and_free(mdb):
     claim = mdb.claim({"id": 0}, 60)
     assert claim.complete(status="done", n=1) == mdb[0,]
-    assert mdb[0,] == {"id": 0, "status": "done", "n": 1, "claim": {"owner": None, "until": None, "fence": 1}}
-    assert mdb.claim({"id": 0}, 60).fence == 2
+    assert mdb[0,] == {"id": 0, "status": "done", "n": 1, "claim": {"owner": None, "until": None, "fence": claim.fence}}
+    assert mdb.claim({"id": 0}, 60).fence > claim.fence
 
 
 def test_a_lease_runs_out(mdb, clock):
-    mdb.claim({"id": 0}, 60)
+    claim = mdb.claim({"id": 0}, 60)
     clock.now = 1_059.9
     assert mdb.claim({"id": 0}, 60) is None
     clock.now = 1_060
-    assert mdb.claim({"id": 0}, 60).fence == 2
+    assert mdb.claim({"id": 0}, 60).fence > claim.fence
 
 
 def test_a_renewed_lease_runs_longer(mdb, clock):
@@ -99,9 +100,9 @@ ENDS = {
 def test_a_worker_that_slept_over_its_lease_is_told_who_has_its_job_and_changes_nothing(mdb, clock, end):
     claim = mdb.claim({"id": 0}, 60, owner="sleeper")
     clock.now = 2_000
-    mdb.claim({"id": 0}, 60, owner="other")
+    fence = mdb.claim({"id": 0}, 60, owner="other").fence
     before = mdb[0,]
-    with pytest.raises(microdb.ClaimLostError, match=r"with fence 1 is lost: the record is 'other''s with fence 2"):
+    with pytest.raises(microdb.ClaimLostError, match=f"{claim.fence} is lost: .* 'other', with fence {fence}$"):
         ENDS[end](claim)
     assert mdb[0,] == before
 
@@ -132,7 +133,7 @@ def test_a_block_releases_what_it_has_not_completed(mdb, clock):
         assert mdb.claim({"id": 0}, 60) is None
     with pytest.raises(ZeroDivisionError), mdb.claim({"id": 0}, 60) as claim:
         raise ZeroDivisionError
-    assert claim.fence == 2
+    assert mdb[0,]["claim"] == {"owner": None, "until": None, "fence": claim.fence}
     with mdb.claim({"id": 0}, 60) as claim:
         claim.complete(status="done")
     assert mdb[0,]["status"] == "done"
@@ -164,11 +165,32 @@ def test_another_use_of_the_field_is_refused(mdb):
 
 def test_a_claim_survives_a_save_and_says_what_it_is(mdb, path, open_db):
     claim = mdb.claim({"id": 0}, 60, owner="me")
-    assert repr(claim) == f"<Claim on (0,) by 'me', fence 1, until {claim.until:.3f}>"
+    assert repr(claim) == f"<Claim on (0,) by 'me', fence {claim.fence}, until {claim.until:.3f}>"
     if path.parent.joinpath("mdb.json.wal").exists():
         mdb.save()
         mdb.close()
         assert open_db().claim({"id": 0}, 60) is None
+
+
+def test_the_fence_of_a_record_rises_whatever_happens_to_it(mdb):
+    fences = []
+    for change in (lambda: mdb.upsert({"id": 0}), lambda: mdb.delete((0,)), lambda: mdb.patch((0,), claim=None)):
+        fences.append(mdb.claim({"id": 0}, 60, owner="me").fence)
+        change()
+        mdb.get_or_create({"id": 0})
+    with mdb.transaction():
+        for _ in range(3):
+            fences.append(mdb.claim({"id": 0}, 60, owner="me").fence)
+            mdb.upsert({"id": 0})
+    assert fences == sorted(set(fences))
+
+
+def test_a_claim_is_on_the_table_itself(mdb, open_db):
+    view = mdb.snapshot()
+    other = open_db(":memory:")
+    for query in (view.where(id=0), other.where(id=0)):
+        with pytest.raises(TypeError, match="a query of this database itself"):
+            mdb.claim(query, 60)
 
 
 def work(path, number, barrier, done):
@@ -201,4 +223,5 @@ def test_eight_processes_do_each_job_once_though_some_die_with_one(path, open_db
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2 + [0] * 6
     assert list(done) == [1] * 200
     assert mdb.where(status="done").count() == 200
-    assert sorted({record["claim"]["fence"] for record in mdb.all()}) == [1, 2]
+    fences = [record["claim"]["fence"] for record in mdb.all()]
+    assert len(set(fences)) == 200

@@ -431,13 +431,15 @@ def test_a_handle_is_closed_when_the_write_of_another_thread_has_ended(open_db):
     assert len(open_db()) == 0
 
 
-def test_an_interrupt_just_as_a_close_keeps_writers_out_lets_them_in_again(open_db):
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_an_interrupt_just_as_a_close_keeps_writers_out_lets_them_in_again(open_db, is_taken):
     mdb = open_db()
     lock = mdb._appending
 
     class Interrupting:
         def acquire(self, **options):
-            lock.acquire(**options)
+            if is_taken:
+                lock.acquire(**options)
             raise KeyboardInterrupt
 
         release, _is_owned = lock.release, lock._is_owned

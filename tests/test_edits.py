@@ -140,6 +140,19 @@ def test_an_edit_that_raises_changes_nothing(mdb):
     assert in_thread(lambda: mdb.increment(("bob",), "n")) == 2
 
 
+def test_an_edit_within_which_the_record_is_changed_otherwise_is_refused(mdb):
+    with pytest.raises(microdb.ConflictError, match="was changed within its own edit"), mdb.edit(("bob",)) as record:
+        mdb.increment(("bob",), "n")
+        record["m"] = 1
+    with pytest.raises(microdb.ConflictError) as caught:
+        mdb.modify(("bob",), lambda record: {**record, "was": mdb.pop(("bob",))})
+    assert caught.value.found is microdb.ABSENT
+    assert len(mdb) == 0
+    with pytest.raises(microdb.ConflictError), mdb.edit(("eve",), create=True):
+        mdb.upsert({"id": "eve", "n": 7})
+    assert mdb["eve",] == {"id": "eve", "n": 7}
+
+
 def test_edits_in_a_transaction_are_made_at_its_end_or_not_at_all(mdb):
     with pytest.raises(ZeroDivisionError), mdb.transaction():
         mdb.increment(("bob",), "n")
@@ -167,8 +180,9 @@ def test_of_many_that_create_one_does(mdb):
     found, _ = mdb.get_or_create(BOB)
     found["tags"].append("mine")
     assert mdb["bob",] == BOB
-    with pytest.raises(microdb.RecordError):
-        mdb.get_or_create({"id": "new", "n": object()})
+    for bad in ({"id": "new", "n": object()}, {"id": []}, ("new",)):
+        with pytest.raises(microdb.RecordError):
+            mdb.get_or_create(bad)
     assert len(mdb) == 2
 
 
@@ -184,6 +198,7 @@ def test_of_two_that_create_at_the_same_time_the_second_finds_what_the_first_mad
 
 def test_an_upsert_is_made_if_the_record_is_as_expected(mdb):
     mdb.upsert({"id": "eve"}, expected=microdb.ABSENT)
+    mdb.upsert({"id": "ann"}, expected=mdb.get(("ann",)))
     mdb.upsert({"id": "bob", "n": 2}, expected=BOB)
     assert mdb["bob",] == {"id": "bob", "n": 2}
 
@@ -192,6 +207,7 @@ def test_an_upsert_is_made_if_the_record_is_as_expected(mdb):
     ("record", "expected", "found"),
     [
         ({"id": "bob"}, microdb.ABSENT, BOB),
+        ({"id": "bob"}, None, BOB),
         ({"id": "bob"}, {**BOB, "n": 2}, BOB),
         ({"id": "eve"}, {"id": "eve"}, microdb.ABSENT),
     ],

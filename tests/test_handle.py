@@ -295,6 +295,73 @@ def test_a_child_of_a_fork_goes_on_from_what_its_parent_has_left_for_later(behin
     assert forked(lambda: list(mdb) == list(other) or pytest.fail("differs")) == 0
 
 
+@pytest.mark.parametrize("amid", ["before_it_reads", "before_it_notes"])
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("is_misled", [False, True])
+def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(
+    open_db, monkeypatch, amid, reads, is_misled
+):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    read = mdb._read
+
+    def interrupted(*args):
+        monkeypatch.setattr(mdb, "_read", read)
+        found = None if amid == "before_it_reads" else read(*args)
+        if reads:
+            assert ("b",) in mdb
+        mdb.upsert({"id": "handler"})
+        if is_misled:
+            raise microdb.CorruptError("a.log", "what the handler wrote is taken for damage")
+        return found or read(*args)
+
+    monkeypatch.setattr(mdb, "_read", interrupted)
+    for name in "cde":
+        mdb.upsert({"id": name})
+    assert [key for (key,) in mdb] == [key for (key,) in other] == ["a", "b", "handler", "c", "d", "e"]
+
+
+def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    data = bytearray(wal.log().read_bytes())
+    data[-6] ^= 1
+    wal.log().write_bytes(data)
+    with pytest.raises(microdb.CorruptError, match="the crc is wrong"):
+        mdb.upsert({"id": "c"})
+
+
+def test_a_handler_that_comes_between_the_look_and_the_append_is_not_written_over(open_db, monkeypatch):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    prepare = mdb._prepare_locked
+
+    def then_write():
+        prepare()
+        monkeypatch.setattr(mdb, "_prepare_locked", prepare)
+        other.upsert({"id": "handler"})
+
+    monkeypatch.setattr(mdb, "_prepare_locked", then_write)
+    mdb.upsert({"id": "c"})
+    assert [key for (key,) in mdb] == [key for (key,) in other] == ["a", "b", "handler", "c"]
+
+
+def test_a_table_in_memory_leaves_nothing_for_later(open_db, monkeypatch):
+    """It could not be built anew from its log."""
+    mdb = open_db(":memory:")
+    mdb.upsert(A)
+    monkeypatch.setattr(handle, "apply", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(B)
+    monkeypatch.undo()
+    mdb.upsert({"id": "c"})
+    assert mdb._ahead is None
+    assert list(mdb) == [("a",), ("b",), ("c",)]
+
+
 # Interrupts. A trace function sees more places; these are followed to the end under coverage.
 
 

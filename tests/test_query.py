@@ -88,6 +88,12 @@ def test_bad_questions_are_refused(mdb):
         mdb.where("city")
     with pytest.raises(ValueError, match="asks field 'country' for two values"):
         mdb.where(country="IT").where(country="DE")
+    with pytest.raises(ValueError, match="asks field 'country' for two values"):
+        mdb.where({"country": microdb.at_least("A")}, {"country": microdb.below("B")})
+    with pytest.raises(ValueError, match="asks field 'country' for two values"):
+        mdb.where({"country": "IT"}, country="DE")
+    with pytest.raises(TypeError, match=r"one_of takes several values; write \['IT'\]"):
+        microdb.one_of("IT")
     with pytest.raises(ValueError, match=r"where\(\) after limit\(\)"):
         mdb.where().limit(3).where(country="IT")
     with pytest.raises(ValueError, match=r"order_by\(\) after limit\(\)"):
@@ -129,8 +135,15 @@ def test_distinct_and_group_by_tell_values_apart_as_where_does(mdb):
     sizes = {value: ids(group) for value, group in mdb.where().group_by("size").items() if str(value) != "nan"}
     assert sizes == {28: [1, 6], 3: [2], 1: [3, 8], None: [4], "many": [5]}
     assert mdb.where(country="IT").group_by("country", "city").keys() == {("IT", "Rome"), ("IT", "Pisa")}
-    with pytest.raises(microdb.RecordError, match="cannot be the key of a dict"):
+    with pytest.raises(microdb.RecordError, match="tags: a value without a hash cannot be the key"):
         mdb.where().group_by("tags")
+
+
+def test_distinct_values_without_a_hash_are_told_apart_by_being_equal(open_db):
+    mdb = open_db(":memory:")
+    mdb.upsert_many({"id": number, "v": v} for number, v in enumerate([{0, 8}, {8, 0}, [1], [1.0], {"a": 1, "b": 2}]))
+    mdb.upsert({"id": 9, "v": {"b": 2, "a": 1}})
+    assert mdb.where().distinct("v") == [{0, 8}, [1], {"a": 1, "b": 2}]
 
 
 def test_what_is_found_is_the_callers_own(mdb):
@@ -252,5 +265,5 @@ def test_conditions_and_queries_say_what_they_are(mdb):
     assert str(microdb.between(1, 2)) == ">= 1 and <= 2"
     assert str(microdb.above(1)) == "> 1"
     assert str(microdb.below(dt.date(2026, 1, 1))) == "< datetime.date(2026, 1, 1)"
-    assert str(microdb.one_of("ab")) == "one of ['a', 'b']"
+    assert str(microdb.one_of(iter("ab"))) == "one of ['a', 'b']"
     assert (type(microdb.at_most(1)), type(microdb.one_of(()))) == (Range, OneOf)

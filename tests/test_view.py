@@ -3,6 +3,7 @@
 import pytest
 
 import microdb
+from children import forked
 
 A = {"id": "a", "tags": ["old"]}
 B = {"id": "b", "n": 2}
@@ -56,6 +57,7 @@ def test_a_view_in_a_transaction_shows_its_changes(mdb):
         view = mdb.snapshot()
     mdb.clear()
     assert list(view) == [("b",)]
+    assert view.position is None
 
 
 def test_a_view_says_what_it_is(mdb):
@@ -81,18 +83,29 @@ def test_what_was_before_a_save_is_lost_and_so_is_what_never_was(open_db):
     mdb.upsert(A)
     position = mdb.position
     mdb.save()
-    with pytest.raises(microdb.SinceLostError, match="a save came after Position"):
+    with pytest.raises(microdb.SinceLostError, match="is not in the log, which begins with the last save"):
         mdb.as_of(position)
     with pytest.raises(microdb.SinceLostError):
         mdb.as_of(mdb.position._replace(offset=mdb.position.offset + 1))
     assert dict(mdb.as_of(mdb.position)) == {("a",): A}
 
 
-def test_a_position_amid_a_frame_is_none(open_db):
+@pytest.mark.parametrize("wrong", [{"offset": 90}, {"crc": 0}, {"sequence": 0}, {"sequence": 9}, {"generation": 9}])
+def test_what_is_no_position_of_this_database_is_lost(open_db, wrong):
     mdb = open_db()
     mdb.upsert(A)
-    with pytest.raises(microdb.CorruptError):
-        mdb.as_of(mdb.position._replace(offset=mdb.position.offset - 1))
+    with pytest.raises(microdb.SinceLostError):
+        mdb.as_of(mdb.position._replace(**wrong))
+    with pytest.raises(microdb.SinceLostError, match="keeps no history"):
+        mdb.as_of(None)
+
+
+def test_a_child_of_a_fork_sees_what_was_before_it_wrote_anything(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+    position = mdb.position
+    mdb.upsert(B)
+    assert forked(lambda: list(mdb.as_of(position)) == [("a",)] or pytest.fail("differs")) == 0
 
 
 def test_a_snapshot_that_is_being_replaced_is_as_lost_as_after_it(open_db, path):
@@ -109,7 +122,7 @@ def test_a_snapshot_that_is_being_replaced_is_as_lost_as_after_it(open_db, path)
 def test_a_table_in_memory_keeps_no_history(open_db):
     mdb = open_db(":memory:")
     mdb.upsert(A)
-    with pytest.raises(microdb.SinceLostError, match="a table in memory keeps no history"):
+    with pytest.raises(microdb.SinceLostError, match="a table in memory, or without a log, keeps no history"):
         mdb.as_of(mdb.position)
 
 

@@ -36,7 +36,7 @@ from microdb.wal.format import (
 )
 from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED, REPAIRS, SAVES
 from microdb.wal.log import GoneError, Start
-from microdb.wal.log_file import LogFile, frames_to, open_log, overlay_of, snapshot_hash
+from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
 from microdb.wal.writer import write_frames
 
@@ -89,9 +89,11 @@ class FileLog(OpenFiles):
 
     def load_as_of(self, position: Position) -> Start:
         """The content at a position. Raises GoneError if a save has come since."""
-        self.look()
         pair = self._open_pair()
-        if position.generation != pair.log.header.generation or position.head > pair.head:
+        start = pair.log.header.start
+        if position.generation != start.generation or not start.sequence <= position.sequence:
+            raise GoneError(position.generation)
+        if frames_until(pair.log, start, position.sequence).end != position:
             raise GoneError(position.generation)
         try:
             return self._read_pair(pair._replace(head=position.head))
