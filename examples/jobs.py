@@ -2,8 +2,8 @@
 
     python examples/jobs.py
 
-Each worker claims a job, does it, and completes it. The first one dies and keeps nothing: when its lease runs out, another
-worker is given the job, with a higher fence.
+Each worker claims a job, does it, and completes it. The first one dies and keeps nothing: when its lease runs out,
+another worker is given the job, with a higher fence.
 """
 
 import multiprocessing

@@ -242,6 +242,7 @@ class MicroDB(Claims):
                 sequence=self._position.sequence if self._position is not None else 0,
                 log_bytes=end,
                 snapshot_bytes=identity.size if identity is not None else 0,
+                pids=log.pids() if isinstance(log, FileLog) else (os.getpid(),),
                 owner_pid=log.words[OWNER] or None,
                 dirty_pid=log.words[DIRTY] or None,
                 saves=log.words[SAVES],

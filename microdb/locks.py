@@ -33,6 +33,7 @@ __all__ = [
     "be_absent",
     "become_present",
     "held",
+    "holders",
     "is_alone",
     "is_owned",
     "refuse_in_child",
@@ -383,6 +384,22 @@ def is_alone(file: File) -> bool:
 def become_present(file: File) -> None:
     """Be seen as alive by `is_alone` of every other open file of the same name, until this one is closed."""
     _flock(file.fd, _SHARED)
+
+
+def holders(file: tuple[int, int]) -> tuple[int, ...]:
+    """The processes that hold a `flock` on a file, of device and inode, as Linux tells; a shared one is its opener's.
+
+    Source of the format: https://man7.org/linux/man-pages/man5/proc_locks.5.html
+    """
+    device, inode = file
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            lines = [line.split() for line in locks]
+    except FileNotFoundError:  # Another system.
+        return ()
+    found = {int(words[4]) for words in lines if words[1] == "FLOCK" and words[5] == place}
+    return tuple(sorted(pid for pid in found if pid > 0))
 
 
 def be_absent(file: File) -> None:
