@@ -269,7 +269,7 @@ MUTANTS = [
     Mutant(
         "what a writer has left for later is forgotten",
         "open_table.py",
-        "        return [*ahead.payloads, *more], end\n",
+        "        return [*known, *more], end\n",
         "        return more, end\n",
         "tests/test_handle.py",
     ),
@@ -285,10 +285,12 @@ MUTANTS = [
         "edits.py",
         """        with self.lock():
             key, record = self._begin(record_or_key, create=create)
-            before""",
+            before = self.get(key)
+            yield""",
         """        with contextlib.nullcontext():
             key, record = self._begin(record_or_key, create=create)
-            before""",
+            before = self.get(key)
+            yield""",
         "tests/test_edits.py",
     ),
 ]
