@@ -60,8 +60,8 @@ class AutoSave:
             elif not self.is_running():
                 self.above = offset + min_bytes
                 thread = threading.Thread(target=self._run, args=(log, min_bytes, growing), name="microdb-save")
+                self._thread = thread  # First, or an interrupt would leave a save for which nobody waits.
                 thread.start()
-                self._thread = thread
 
     def is_running(self) -> bool:
         """Whether a save is going on in the background."""
@@ -70,7 +70,7 @@ class AutoSave:
     def wait(self) -> None:
         """Return once no save is going on in the background."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
 
     def forget_thread(self) -> None:

@@ -211,3 +211,25 @@ def test_a_save_that_fails_waits_until_the_log_has_grown_by_as_much_again(open_d
     assert saver.above == 600
     assert "the automatic save failed; the log goes on growing" in log_text()
     assert "made to fail" in log_text()
+
+
+def test_an_interrupt_just_as_it_begins_leaves_a_save_that_is_waited_for(open_db, monkeypatch):
+    mdb = open_db(auto_save=False)
+    fill(mdb, 1_000)
+    saver, begun = bounds(mdb, 1_000)
+    may_end = threading.Event()
+    saver._run = lambda *_: (may_end.wait(), begun.append(1))
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saver.consider(1_001, mdb)
+    monkeypatch.undo()
+    assert saver.is_running()
+    may_end.set()
+    saver.wait()
+    assert begun == [1]

@@ -12,6 +12,7 @@ from microdb import handle, open_table
 from microdb.files import OS
 from microdb.locks import is_alone
 from microdb.wal.header import HEAD
+from microdb.wal.log import GoneError
 from walfiles import append_payload, overwrite
 
 A = {"id": "a", "n": 1}
@@ -320,6 +321,21 @@ def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(
     for name in "cde":
         mdb.upsert({"id": name})
     assert [key for (key,) in mdb] == [key for (key,) in other] == ["a", "b", "handler", "c", "d", "e"]
+
+
+def test_a_writer_that_looks_ahead_into_a_log_that_is_gone_builds_its_table_anew(open_db, monkeypatch):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.upsert(B)
+    read = mdb._read
+
+    def gone(*_):
+        monkeypatch.setattr(mdb, "_read", read)
+        raise GoneError(1)
+
+    monkeypatch.setattr(mdb, "_read", gone)
+    mdb.upsert({"id": "c"})
+    assert list(mdb) == list(other) == [("a",), ("b",), ("c",)]
 
 
 def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
