@@ -158,12 +158,12 @@ def test_where_no_thread_can_be_started_the_write_is_made_and_the_trouble_told(o
     fill(mdb, 2_000)
     mdb.upsert(A)
     assert mdb["a",] == A
-    assert mdb._auto_save._thread is None
+    assert not mdb._auto_save.is_running()
     assert log_text().count("no automatic save (can't start new thread); the log goes on growing") == 1
     assert str(path) in log_text()
     monkeypatch.undo()
     mdb.upsert(A)
-    assert mdb._auto_save._thread is None, "not at each write"
+    assert mdb._auto_save._thread.ident is None, "not at each write"
     fill(mdb, mdb._auto_save.above)
     mdb._auto_save.wait()
     assert mdb.stats().saves == 1
