@@ -42,7 +42,7 @@ class Range(NamedTuple):
         except (TypeError, ArithmeticError):  # As of a nan of Decimal.
             return False
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         low, high = self.bounds
         return " and ".join(
             f"{sign} {end!r}"
@@ -60,7 +60,7 @@ class OneOf(NamedTuple):
         """Whether a value is one of them."""
         return any(equal(value, one) for one in self.values)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"one of {list(self.values)!r}"
 
 

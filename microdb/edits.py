@@ -83,13 +83,11 @@ class Edits(RecordMapping):
             ConflictError: The function has itself changed this record in the database.
         """
         with self.lock():
-            key, record = self._begin(record_or_key, create=create)
-            before = self.get(key)
+            key, record, before = self._begin(record_or_key, create=create)
             made = function(record)
             if made is None:
                 raise RecordError("record", "the function returned None; let it return the record to be stored")
-            self._check_unchanged(key, before)
-            self[key] = made
+            self._end(key, made, before)
         return made
 
     def get_or_create(self, record: Record) -> tuple[Record, bool]:
@@ -164,34 +162,31 @@ class Edits(RecordMapping):
             ConflictError: The block has itself changed this record in the database, by other means.
         """
         with self.lock():
-            key, record = self._begin(record_or_key, create=create)
-            before = self.get(key)
+            key, record, before = self._begin(record_or_key, create=create)
             yield record
-            if encode_upsert(stored(record)) != _encoded(before):
-                self._check_unchanged(key, before)
-                self[key] = record
+            self._end(key, record, before)
 
-    def _check_unchanged(self, key: Key, before: Record | None) -> None:
-        """Raises ConflictError if the record is not what it was: its own thread has changed it meanwhile."""
-        found = self.get(key)
-        if _encoded(found) != _encoded(before):
-            raise ConflictError(
-                f"record {key!r} was changed within its own edit; change what edit() or the function is given",
-                found=ABSENT if found is None else found,
-            )
-
-    def _begin(self, record_or_key: Mapping[str, Any] | Key, *, create: bool) -> tuple[Key, Record]:
-        """Under the write lock: the key of a record, and itself."""
+    def _begin(self, record_or_key: Mapping[str, Any] | Key, *, create: bool) -> tuple[Key, Record, bytes | None]:
+        """Under the write lock: the key of a record, itself, and its bytes; None if it is not there yet."""
         key = self._keys.given(record_or_key)
         record = self.get(key)
         if record is not None:
-            return key, record
+            return key, record, encode_upsert(record)
         if not create:
             raise KeyError(key)
         if len(key) != len(self._keys.names):
             raise RecordError("key", f"{key!r} has not one value for each of {list(self._keys.names)!r}")
-        return key, {name: value for name, value in zip(self._keys.names, key, strict=True) if value is not None}
+        begun = {name: value for name, value in zip(self._keys.names, key, strict=True) if value is not None}
+        return key, begun, None
 
-
-def _encoded(record: Record | None) -> bytes | None:
-    return None if record is None else encode_upsert(record)
+    def _end(self, key: Key, record: Record, before: bytes | None) -> None:
+        """Store a record if it is another one now, and nothing else of its own thread has changed it meanwhile."""
+        if encode_upsert(stored(record)) == before:
+            return
+        found = self.get(key)
+        if (None if found is None else encode_upsert(found)) != before:
+            raise ConflictError(
+                f"record {key!r} was changed within its own edit; change what edit() or the function is given",
+                found=ABSENT if found is None else found,
+            )
+        self[key] = record

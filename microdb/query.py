@@ -3,6 +3,7 @@
 Where its records come from is told by a `Source`, which may know a short way.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, Self
@@ -185,7 +186,7 @@ class Query:
         for fields, reverse in self._order:
             found = list(found)
             try:
-                found.sort(key=_sort_key(fields), reverse=reverse)
+                found.sort(key=functools.partial(_place, fields), reverse=reverse)
             except (TypeError, ArithmeticError) as error:
                 raise TypeError(
                     f"order_by{fields!r}: {error}; order by a function that makes them comparable"
@@ -256,13 +257,12 @@ def _has(record: Record, field: str, wanted: Any) -> bool:
 
 
 def _values(record: Record, fields: tuple[str, ...]) -> Any:
-    values = tuple([record.copy().get(field) for field in fields])
+    own = record.copy()
+    values = tuple([own.get(field) for field in fields])
     return values[0] if len(fields) == 1 else values
 
 
-def _sort_key(fields: tuple[str | Callable[[Record], Any], ...]) -> Callable[[Record], Any]:
-    def key(record: Record) -> Any:
-        values = [field(record.copy()) if callable(field) else record.get(field) for field in fields]
-        return [(value is not None, value) for value in values]
-
-    return key
+def _place(fields: tuple[str | Callable[[Record], Any], ...], record: Record) -> list[tuple[bool, Any]]:
+    """Where a record stands among others by these fields: None comes first."""
+    values = [field(record.copy()) if callable(field) else record.get(field) for field in fields]
+    return [(value is not None, value) for value in values]

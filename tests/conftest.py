@@ -42,6 +42,12 @@ def open_db(path):
         yield _open
 
 
+@pytest.fixture(params=["file", "memory"])
+def either(request, open_db):
+    """An empty database of each kind."""
+    return open_db() if request.param == "file" else open_db(":memory:")
+
+
 @pytest.fixture
 def legacy(tmp_path):
     """A writable copy of a file that microdb 0.1.3 wrote."""

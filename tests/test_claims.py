@@ -29,11 +29,10 @@ def clock(monkeypatch):
     return clock
 
 
-@pytest.fixture(params=["file", "memory"])
-def mdb(request, open_db):
-    mdb = open_db() if request.param == "file" else open_db(":memory:")
-    mdb.upsert_many(JOBS)
-    return mdb
+@pytest.fixture
+def mdb(either):
+    either.upsert_many(JOBS)
+    return either
 
 
 def undone(mdb):

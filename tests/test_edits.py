@@ -15,11 +15,10 @@ from steps import in_thread
 BOB = {"id": "bob", "n": 1, "tags": ["new"]}
 
 
-@pytest.fixture(params=["file", "memory"])
-def mdb(request, open_db):
-    mdb = open_db() if request.param == "file" else open_db(":memory:")
-    mdb.upsert(BOB)
-    return mdb
+@pytest.fixture
+def mdb(either):
+    either.upsert(BOB)
+    return either
 
 
 EDITS = {

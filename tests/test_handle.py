@@ -23,11 +23,10 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-@pytest.fixture(params=["file", "memory"])
-def mdb(request, open_db):
-    mdb = open_db() if request.param == "file" else open_db(":memory:")
-    mdb.upsert(A)
-    return mdb
+@pytest.fixture
+def mdb(either):
+    either.upsert(A)
+    return either
 
 
 def test_an_interrupt_in_the_middle_of_a_batch_does_not_empty_the_table(mdb, monkeypatch):
@@ -158,12 +157,18 @@ def test_of_two_threads_of_a_child_that_write_first_one_opens_the_files(open_db)
 # Who writes behind others.
 
 
-@pytest.fixture
-def behind(open_db, monkeypatch):
-    """A handle that is two batches behind another one, and the depths of the lock at which it caught up since."""
+def one_behind(open_db):
+    """A handle that has not seen the last write, and the one that made it."""
     mdb, other = open_db(), open_db()
     mdb.upsert(A)
     other.upsert(B)
+    return mdb, other
+
+
+@pytest.fixture
+def behind(open_db, monkeypatch):
+    """A handle that is two batches behind another one, and the depths of the lock at which it caught up since."""
+    mdb, other = one_behind(open_db)
     other.upsert_many([{"id": "c"}, {**A, "n": 3}])
     depths = []
     apply = open_table.OpenTable._apply
@@ -256,9 +261,7 @@ def test_another_thread_that_reads_amid_a_write_behind_others_applies_it_once(op
 
 
 def test_a_write_is_made_behind_a_read_of_another_thread_that_failed_amid_the_changes(open_db, monkeypatch):
-    mdb, other = open_db(), open_db()
-    mdb.upsert(A)
-    other.upsert(B)
+    mdb, other = one_behind(open_db)
     step = mdb._prepare_locked
 
     def out_of_memory(*_):
@@ -302,9 +305,7 @@ def test_a_child_of_a_fork_goes_on_from_what_its_parent_has_left_for_later(behin
 def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(
     open_db, monkeypatch, amid, reads, is_misled
 ):
-    mdb, other = open_db(), open_db()
-    mdb.upsert(A)
-    other.upsert(B)
+    mdb, other = one_behind(open_db)
     read = mdb._read
 
     def interrupted(*args):
@@ -324,9 +325,7 @@ def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(
 
 
 def test_a_writer_that_looks_ahead_into_a_log_that_is_gone_builds_its_table_anew(open_db, monkeypatch):
-    mdb, other = open_db(), open_db()
-    mdb.upsert(A)
-    other.upsert(B)
+    mdb, other = one_behind(open_db)
     read = mdb._read
 
     def gone(*_):
@@ -339,9 +338,7 @@ def test_a_writer_that_looks_ahead_into_a_log_that_is_gone_builds_its_table_anew
 
 
 def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
-    mdb, other = open_db(), open_db()
-    mdb.upsert(A)
-    other.upsert(B)
+    mdb, other = one_behind(open_db)
     data = bytearray(wal.log().read_bytes())
     data[-6] ^= 1
     wal.log().write_bytes(data)
@@ -350,9 +347,7 @@ def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
 
 
 def test_a_handler_that_comes_between_the_look_and_the_append_is_not_written_over(open_db, monkeypatch):
-    mdb, other = open_db(), open_db()
-    mdb.upsert(A)
-    other.upsert(B)
+    mdb, other = one_behind(open_db)
     prepare = mdb._prepare_locked
 
     def then_write():

@@ -35,12 +35,17 @@ ODD = [None, math.nan, Decimal("nan"), Decimal("snan"), [1], (1,), {"a": 1}, ...
 ALL = [*(value for ladder in LADDERS for value in ladder), *ODD]
 
 
+def two(open_db, values, **indexes):
+    """One database with indexes and one without, of the same records."""
+    both = open_db(":memory:", **indexes), open_db(":memory:")
+    for each in both:
+        each.upsert_many({"id": number, "v": value} for number, value in enumerate(values))
+    return both
+
+
 @pytest.mark.parametrize("low", ALL, ids=repr)
 def test_a_sorted_index_finds_what_a_scan_finds_among_all_kinds_of_values(open_db, low):
-    mdb, plain = open_db(":memory:", sorted_indexes=["v"]), open_db(":memory:")
-    for number, value in enumerate(ALL):
-        mdb.upsert({"id": number, "v": value})
-        plain.upsert({"id": number, "v": value})
+    mdb, plain = two(open_db, ALL, sorted_indexes=["v"])
     for wanted in (Range(low=low), Range(high=low), Range(low=low, high=low), Range(low, low, with_low=False)):
         found = sorted(record["id"] for record in mdb.where(v=wanted))
         assert found == sorted(record["id"] for record in plain.where(v=wanted))
@@ -49,10 +54,7 @@ def test_a_sorted_index_finds_what_a_scan_finds_among_all_kinds_of_values(open_d
 
 @pytest.mark.parametrize("wanted", ALL, ids=repr)
 def test_a_hash_index_finds_what_a_scan_finds_among_all_kinds_of_values(open_db, wanted):
-    mdb, plain = open_db(":memory:", indexes=["v"]), open_db(":memory:")
-    for number, value in enumerate(ALL):
-        mdb.upsert({"id": number, "v": value})
-        plain.upsert({"id": number, "v": value})
+    mdb, plain = two(open_db, ALL, indexes=["v"])
     for question in (wanted, one_of([wanted, 1])):
         found = sorted(record["id"] for record in mdb.where(v=question))
         assert found == sorted(record["id"] for record in plain.where(v=question))
@@ -167,10 +169,7 @@ def test_moments_that_a_zone_has_twice_or_never_have_no_place_in_an_order(open_d
         for fold in (0, 1)
     ]
     random.Random(1).shuffle(moments)
-    mdb, plain = open_db(":memory:", sorted_indexes=["v"]), open_db(":memory:")
-    for number, moment in enumerate(moments):
-        for each in (mdb, plain):
-            each.upsert({"id": number, "v": moment})
+    mdb, plain = two(open_db, moments, sorted_indexes=["v"])
     mdb.where(v=microdb.at_least(MOMENT.replace(tzinfo=dt.UTC))).exists()
     for low in moments[::7]:
         wanted = microdb.between(low, low + dt.timedelta(hours=2))

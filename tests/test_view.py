@@ -9,11 +9,10 @@ A = {"id": "a", "tags": ["old"]}
 B = {"id": "b", "n": 2}
 
 
-@pytest.fixture(params=["file", "memory"])
-def mdb(request, open_db):
-    mdb = open_db() if request.param == "file" else open_db(":memory:")
-    mdb.upsert_many([A, B])
-    return mdb
+@pytest.fixture
+def mdb(either):
+    either.upsert_many([A, B])
+    return either
 
 
 def test_a_view_is_a_mapping_that_stays_as_it_is(mdb):

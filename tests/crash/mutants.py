@@ -284,12 +284,10 @@ MUTANTS = [
         "an edit reads without the lock",
         "edits.py",
         """        with self.lock():
-            key, record = self._begin(record_or_key, create=create)
-            before = self.get(key)
+            key, record, before = self._begin(record_or_key, create=create)
             yield""",
         """        with contextlib.nullcontext():
-            key, record = self._begin(record_or_key, create=create)
-            before = self.get(key)
+            key, record, before = self._begin(record_or_key, create=create)
             yield""",
         "tests/test_edits.py",
     ),
