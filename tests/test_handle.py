@@ -319,7 +319,9 @@ def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(
         return found or read(*args)
 
     monkeypatch.setattr(mdb, "_read", interrupted)
-    for name in "cde":
+    mdb.upsert({"id": "c"})
+    assert (mdb._ahead is None) == reads, "what the handler has applied is not ahead of the table"
+    for name in "de":
         mdb.upsert({"id": name})
     assert [key for (key,) in mdb] == [key for (key,) in other] == ["a", "b", "handler", "c", "d", "e"]
 
@@ -338,7 +340,7 @@ def test_a_writer_that_looks_ahead_into_a_log_that_is_gone_builds_its_table_anew
 
 
 def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
-    mdb, other = one_behind(open_db)
+    mdb, _ = one_behind(open_db)
     data = bytearray(wal.log().read_bytes())
     data[-6] ^= 1
     wal.log().write_bytes(data)
