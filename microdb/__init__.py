@@ -32,22 +32,28 @@ from microdb.errors import (
     StorageError,
     TransactionError,
     VersionError,
+    WaitTimeoutError,
 )
+from microdb.feed import Event, Watch
 from microdb.query import Query
 from microdb.stats import Stats
-from microdb.values import ABSENT
+from microdb.values import ABSENT, UNKNOWN
 from microdb.view import View
 from microdb.wal.format import Position
+from microdb.watching import Listener
 
 __all__ = [
     "ABSENT",
+    "UNKNOWN",
     "Claim",
     "ClaimLostError",
     "ClosedError",
     "ConflictError",
     "CorruptError",
+    "Event",
     "FailedError",
     "GridError",
+    "Listener",
     "LockTimeoutError",
     "MicroDB",
     "MicroDBError",
@@ -63,6 +69,8 @@ __all__ = [
     "TransactionError",
     "VersionError",
     "View",
+    "WaitTimeoutError",
+    "Watch",
     "above",
     "at_least",
     "at_most",

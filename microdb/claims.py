@@ -144,9 +144,7 @@ class Claims(Edits):
             TypeError: The query is one of a view, or of another database.
         """
         lease_s = _checked(lease)
-        query = where if isinstance(where, Query) else Query(self, *conditions([where], {}))
-        if not query.asks(self):
-            raise TypeError("claim() takes a query of this database itself, as its own where() gives")
+        query = self._query(where)
         with self.lock():
             now = time.time()
             for record in query:
@@ -156,6 +154,12 @@ class Claims(Edits):
                     taken = {"owner": owner or _whoever(), "until": now + lease_s, "fence": fence}
                     return Claim(self, self.patch(self.gen_key(record), {FIELD: taken}), lease_s)
         return None
+
+    def _query(self, where: Query | Mapping[str, Any] | Callable[[Record], object]) -> Query:
+        query = where if isinstance(where, Query) else Query(self, *conditions([where], {}))
+        if not query.asks(self):
+            raise TypeError("expected a query of this database itself, as its own where() gives")
+        return query
 
 
 def _claim_of(record: Record) -> Record:

@@ -7,7 +7,6 @@ from typing import Any, Final, Literal, Self
 
 from microdb import mounts, snapshot
 from microdb.checking import Report, differences, misled
-from microdb.claims import Claims
 from microdb.errors import MicroDBError, SinceLostError, StrPath
 from microdb.files import OS, Files
 from microdb.finder import index_fields
@@ -25,6 +24,7 @@ from microdb.wal.format import Position, split_head
 from microdb.wal.header import DIRTY, HEAD, OWNER, REPAIRS, SAVES, TORN
 from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
+from microdb.watching import Watching
 
 __all__ = ["MEMORY", "Durability", "MicroDB"]
 
@@ -34,7 +34,7 @@ AUTO_SAVE_BYTES: Final = 64 << 20
 Durability = Literal["process", "power"]
 
 
-class MicroDB(Claims):
+class MicroDB(Watching):
     """A table of records that any number of processes and threads share: a mapping from key tuple to record.
 
     The key of a record is the tuple of its partition fields; one that it lacks counts as None. Records are private on
@@ -266,6 +266,17 @@ class MicroDB(Claims):
             OSError: Nothing was changed.
         """
         self._save_to(filename, snapshot.encode_list, timeout)
+
+    async def asave(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """As `save`, in a thread, while the event loop goes on.
+
+        >>> import asyncio, tempfile
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> asyncio.run(mdb.asave(tempfile.mkdtemp() + "/copy.json"))
+        """
+        import asyncio  # noqa: PLC0415  # For those alone who use it.
+
+        await asyncio.to_thread(self.save, filename, timeout=timeout)
 
     def save_as_grid(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """As `save`, as a grid: the field names first, then one row a record. Smaller when all fields are common.

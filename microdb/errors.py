@@ -25,6 +25,7 @@ __all__ = [
     "StorageError",
     "TransactionError",
     "VersionError",
+    "WaitTimeoutError",
 ]
 
 StrPath = str | os.PathLike[str]
@@ -111,6 +112,10 @@ class ClaimLostError(MicroDBError):
 
 class SinceLostError(MicroDBError):
     """What was at that position is kept no more: a save has come since."""
+
+
+class WaitTimeoutError(MicroDBError, TimeoutError):
+    """What was waited for did not come in time."""
 
 
 class LockTimeoutError(MicroDBError, TimeoutError):

@@ -22,10 +22,11 @@ from microdb.save import Encode, save
 from microdb.table import apply
 from microdb.transaction import Transaction
 from microdb.values import Record
+from microdb.wal.bell import ring
 from microdb.wal.codec import join
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position
-from microdb.wal.header import HEAD
+from microdb.wal.header import HEAD, WAITING
 from microdb.wal.memory_log import MemoryLog
 
 __all__ = ["Handle"]
@@ -78,6 +79,7 @@ class Handle(OpenTable):
         if self._words[HEAD] - self._applied > _FAR_BYTES:
             self.freshen()  # Better here than where others wait for it.
         level = lock.level()
+        words, is_news = self._words, False
         try:
             try:
                 left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
@@ -87,10 +89,14 @@ class Handle(OpenTable):
                     lock.writing = commit
                     if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
                         group = commits.take_all(commit)
+                    head = words[HEAD]
                     with self._appending:
                         self._append_locked(group)
+                    is_news = words[WAITING] >= head
             finally:
                 commits.leave(commit, lock, level)
+            if is_news:
+                ring(words)
         except BaseException:
             # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
             commits.leave(commit, lock, level)

@@ -21,9 +21,10 @@ from microdb.recovery import recover
 from microdb.table import Records, apply
 from microdb.transaction import Transaction
 from microdb.values import Record
+from microdb.wal.bell import ring
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Payload, Position
-from microdb.wal.header import HEAD, HEADER_BYTES
+from microdb.wal.header import HEAD, HEADER_BYTES, WAITING
 from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
@@ -279,6 +280,7 @@ class OpenTable:
 
     def _close(self) -> None:
         let_go = self._log.close if self._pid == os.getpid() else self._log.detach
+        words = self._words
         try:
             self._head = NEVER
             self._words = _CLOSED_WORDS
@@ -293,6 +295,8 @@ class OpenTable:
             let_go()
             raise
         self._records = {}
+        if words[WAITING] >= words[HEAD]:
+            ring(words)  # Threads of this handle may be among those who sleep.
 
     def stop_for_fork(self) -> None:
         """See `forks`."""

@@ -159,6 +159,12 @@ class Query:
         """Whether it is a table that is asked."""
         return self._source is source
 
+    def means(self, record: Record) -> bool:
+        """Whether a record, of wherever, meets all conditions."""
+        return all(_has(record, field, value) for field, value in self._wanted.items()) and all(
+            predicate(record.copy()) for predicate in self._predicates
+        )
+
     def explain(self) -> str:
         """How its records are found, and how many are looked at, in one line.
 
@@ -194,12 +200,7 @@ class Query:
         return islice(found, self._part.start, self._part.stop)
 
     def _matching(self) -> Iterator[Record]:
-        wanted = list(self._wanted.items())
-        for record in self._source.candidates(self._wanted).records:
-            if all(_has(record, field, value) for field, value in wanted) and all(
-                predicate(record.copy()) for predicate in self._predicates
-            ):
-                yield record
+        return filter(self.means, self._source.candidates(self._wanted).records)
 
     def _groups(self, fields: tuple[str, ...]) -> Iterable[list[Record]]:
         if not fields:

@@ -20,10 +20,12 @@ __all__ = [
     "ABSENT",
     "DEPTH_MAX",
     "FORMS",
+    "UNKNOWN",
     "Absent",
     "Form",
     "Nested",
     "Record",
+    "Unknown",
     "are_dicts",
     "are_flat",
     "check",
@@ -46,6 +48,18 @@ class Absent(enum.Enum):
 
 
 ABSENT: Final = Absent.ABSENT
+
+
+class Unknown(enum.Enum):
+    """The type of `UNKNOWN`, which stands for a record that cannot be told any more."""
+
+    UNKNOWN = "unknown"
+
+    def __repr__(self) -> str:
+        return "microdb.UNKNOWN"
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
 
 DEPTH_MAX: Final = 64
 """How deep containers may nest inside a record. msgpack packs 1,024 levels and cannot unpack them."""

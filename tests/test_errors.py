@@ -23,12 +23,14 @@ from microdb.errors import (
     StorageError,
     TransactionError,
     VersionError,
+    WaitTimeoutError,
 )
 
 RESEMBLES = {
     RecordError: ValueError,
     GridError: ValueError,
     LockTimeoutError: TimeoutError,
+    WaitTimeoutError: TimeoutError,
     TransactionError: RuntimeError,
     ReentrantError: RuntimeError,
     CorruptError: StorageError,
@@ -43,6 +45,7 @@ FACTS = [
     (ConflictError("changed", found={"a": 1}), {"found": {"a": 1}}),
     (ClaimLostError((1,), 2, None), {"key": (1,), "fence": 2, "found": None}),
     (SinceLostError("saved"), {}),
+    (WaitTimeoutError("not so after 5 s"), {}),
     (LockTimeoutError("/db/lock", 1.5, 77), {"path": "/db/lock", "timeout_s": 1.5, "owner_pid": 77}),
     (LockTimeoutError("/db/lock", 0.0, None), {"path": "/db/lock", "timeout_s": 0.0, "owner_pid": None}),
     (ClosedError("closed"), {}),
@@ -84,8 +87,8 @@ def test_each_is_also_what_it_resembles(kind, other):
     assert issubclass(kind, other)
 
 
-def test_only_the_timeout_is_an_os_error_because_the_others_come_from_no_system_call():
-    assert [kind for kind in classes() if issubclass(kind, OSError)] == [LockTimeoutError]
+def test_only_the_timeouts_are_os_errors_because_the_others_come_from_no_system_call():
+    assert [kind for kind in classes() if issubclass(kind, OSError)] == [LockTimeoutError, WaitTimeoutError]
 
 
 def test_version_and_corrupt_do_not_catch_each_other():

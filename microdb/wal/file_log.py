@@ -36,7 +36,7 @@ from microdb.wal.format import (
 )
 from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED, REPAIRS, SAVES
 from microdb.wal.log import GoneError, Start
-from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log, overlay_of, snapshot_hash
+from microdb.wal.log_file import LogFile, frames_to, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
 from microdb.wal.writer import write_frames
 
@@ -90,11 +90,9 @@ class FileLog(OpenFiles):
     def load_as_of(self, position: Position) -> Start:
         """The content at a position. Raises GoneError if a save has come since."""
         pair = self._open_pair()
-        start = pair.log.header.start
-        if position.generation != start.generation or not start.sequence <= position.sequence:
+        if position.generation != pair.log.header.generation:
             raise GoneError(position.generation)
-        if frames_until(pair.log, start, position.sequence).end != position:
-            raise GoneError(position.generation)
+        self.generations.check(position)
         try:
             return self._read_pair(pair._replace(head=position.head))
         except ConflictError:
@@ -145,9 +143,18 @@ class FileLog(OpenFiles):
         payloads, end = frames_to(pair.log, pair.log.header.start, split_head(pair.head)[1])
         return Start(data, overlay_of(payloads, self.keys, pair.log.file.path), end, pair.head)
 
-    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+    def read(
+        self, after: Position, head: int, ends: list[Position] | None = None
+    ) -> tuple[Sequence[Payload], Position]:
         """The batches from a position to a published head, across the saves that came in between."""
-        return self.generations.read(after, head)
+        return self.generations.read(after, head, ends)
+
+    def keep_history(self) -> None:
+        """It always does: see `Generations`."""
+
+    def check_kept(self, position: Position) -> None:
+        """Raises GoneError unless it is a position of this log, from which `read` goes on."""
+        self.generations.check(position)
 
     def pids(self) -> tuple[int, ...]:
         """The processes that are present."""

@@ -12,7 +12,7 @@ from microdb.keys import PartitionKeys
 from microdb.paths import Paths
 from microdb.wal.format import GENERATION_MAX, Payload, Position, split_head
 from microdb.wal.log import GoneError
-from microdb.wal.log_file import LogFile, frames_to, frames_until, open_log, place_of
+from microdb.wal.log_file import LogFile, ends_in, frames_to, frames_until, open_log, place_of
 
 __all__ = ["HISTORY_BYTES", "Generations"]
 
@@ -70,8 +70,13 @@ class Generations:
                 "open it with its own keys, or upsert its records into a database of another name",
             )
 
-    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
-        """The batches from a position to a published head, across the saves that came in between."""
+    def read(
+        self, after: Position, head: int, ends: list[Position] | None = None
+    ) -> tuple[Sequence[Payload], Position]:
+        """The batches from a position to a published head, across the saves that came in between.
+
+        `ends`, if given, gets the position behind each of them.
+        """
         generation, offset = split_head(head)
         payloads: list[Payload] = []
         is_searched = after.generation < generation
@@ -79,7 +84,11 @@ class Generations:
             following = self.open(after.generation + 1)
             base = following.header.base_sequence
             if base > after.sequence:
-                payloads += frames_until(self.get(after.generation), after, base).payloads
+                log = self.get(after.generation)
+                run = frames_until(log, after, base)
+                payloads += run.payloads
+                if ends is not None:
+                    ends += ends_in(log, after, run.payloads, run.end)
             after = place_of(following, max(after.sequence, base))
             self.last = following
         log = self.get(after.generation)
@@ -89,8 +98,19 @@ class Generations:
             if not is_searched:
                 raise
             # The place may be within a record that holds a copy of a log: count from the beginning.
-            more, end = frames_to(log, frames_until(log, log.header.start, after.sequence).end, offset)
+            after = frames_until(log, log.header.start, after.sequence).end
+            more, end = frames_to(log, after, offset)
+        if ends is not None:
+            ends += ends_in(log, after, more, end)
         return [*payloads, *more] if payloads else more, end
+
+    def check(self, position: Position) -> LogFile:
+        """The log of a position, current or history. Raises GoneError if it is not kept, or no frame ends there."""
+        log = self.open(position.generation)
+        start = log.header.start
+        if position.sequence < start.sequence or frames_until(log, start, position.sequence).end != position:
+            raise GoneError(position.generation)
+        return log
 
     def retire(self, newest: int) -> None:
         """Rename logs up to a generation to history, and delete the oldest history above the bound.

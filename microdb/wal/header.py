@@ -17,6 +17,7 @@ because a process that touches a mapped page without a block behind it is killed
     24     repairs: dead owners' writes that were rolled back
     25     torn: tails that recovery cut
     26     saves
+    27     waiting: a head at which somebody sleeps, or slept, until it moves on
     28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
     30     sealed: a head below which everything was published and fsynced
     31     seal: crc-32 of that word, of word 22 and of its salt, plus 2**32
@@ -44,6 +45,7 @@ __all__ = [
     "REPAIRS",
     "SAVES",
     "TORN",
+    "WAITING",
     "Words",
     "count",
     "create",
@@ -75,6 +77,7 @@ _SEAL: Final = 31
 REPAIRS: Final = 24
 TORN: Final = 25
 SAVES: Final = 26
+WAITING: Final = 27
 
 
 def create(file: File) -> None:
@@ -154,6 +157,7 @@ def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: by
     words[DIRTY] = 0
     words[POISONED] = poisoned
     words[DURABLE] = 0
+    words[WAITING] = 0
     publish(words, end.generation, end.offset, salt)
     words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
     words[_INODE] = file.identity().inode

@@ -72,13 +72,25 @@ class Log(Protocol):
         """The content as of now."""
         ...
 
-    def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
+    def read(
+        self, after: Position, head: int, ends: list[Position] | None = None
+    ) -> tuple[Sequence[Payload], Position]:
         """The batches from a position to a head that was read from the page, and the position behind them.
+
+        `ends`, if given, gets the position behind each of them.
 
         Raises:
             GoneError: They are no longer kept.
             CorruptError: They are damaged.
         """
+        ...
+
+    def keep_history(self) -> None:
+        """Keep what is appended from now on for those who read it later than the next append."""
+        ...
+
+    def check_kept(self, position: Position) -> None:
+        """Raises GoneError unless it is a position of this log, from which `read` goes on."""
         ...
 
     def prepare(self) -> None:

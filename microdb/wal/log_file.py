@@ -15,6 +15,7 @@ from microdb.wal.codec import CodecError, decode_all
 from microdb.wal.format import (
     BASE_BYTES,
     CRC_BYTES,
+    FRAME_BYTES_MIN,
     GENERATION_MAX,
     HASH_BYTES,
     KEYS_BYTES_MAX,
@@ -24,13 +25,14 @@ from microdb.wal.format import (
     Position,
 )
 from microdb.wal.log import GoneError
-from microdb.wal.reader import HeaderError, NewerVersionError, Run, find_frame, read_frames, read_header
+from microdb.wal.reader import HeaderError, NewerVersionError, Run, ends_of, find_frame, read_frames, read_header
 from microdb.wal.writer import log_header, write_frames
 
 __all__ = [
     "LogFile",
     "changes_in",
     "create_log",
+    "ends_in",
     "frames_to",
     "frames_until",
     "open_log",
@@ -136,6 +138,14 @@ def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[Payload]
     if run.end.offset != offset:
         raise _broken(log, run.end, run.reason or f"the log ends here, and its head is at byte {offset}")
     return run.payloads, run.end
+
+
+def ends_in(log: LogFile, after: Position, payloads: Sequence[Payload], end: Position) -> list[Position]:
+    """The position behind each of the frames from one position to another, which have these payloads."""
+    before = payloads[:-1]
+    length = len(before) * FRAME_BYTES_MIN + sum(map(len, before))
+    found = ends_of(log.file.read_at(after.offset, length), after, before) if before else []
+    return [*found, *[end] * bool(payloads)]
 
 
 def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:

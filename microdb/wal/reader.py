@@ -7,6 +7,7 @@ them; or the log is broken here, when one does. `read_frames` finds the first ki
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -37,6 +38,7 @@ __all__ = [
     "LaterFrame",
     "NewerVersionError",
     "Run",
+    "ends_of",
     "find_frame",
     "later_frames",
     "read_frames",
@@ -149,6 +151,17 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
         sequence += 1
         at = end + CRC_BYTES
     return Run(payloads, Position(after.generation, after.offset + at, sequence, crc), reason)
+
+
+def ends_of(data: bytes, after: Position, payloads: Sequence[Payload]) -> list[Position]:
+    """The position behind each of the frames that `read_frames` found there, with these payloads."""
+    at, sequence = 0, after.sequence
+    ends = []
+    for payload in payloads:
+        at += FRAME_BYTES_MIN + len(payload)
+        sequence += 1
+        ends.append(Position(after.generation, after.offset + at, sequence, CRC.unpack_from(data, at - CRC_BYTES)[0]))
+    return ends
 
 
 def find_frame(data: bytes, sequence: int, *, seed: int | None = None) -> tuple[int, int] | None:

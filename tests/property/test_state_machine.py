@@ -59,6 +59,33 @@ class OnPurposeError(Exception):
     pass
 
 
+class Follower:
+    """A table that is kept by nothing but what a watch tells; when its handle is gone it goes on with another one."""
+
+    def __init__(self, mdb):
+        self.watch = mdb.watch()
+        self.table = dict(mdb)
+
+    def let_go(self):
+        if self.watch is not None:
+            self.position = self.watch.position
+            self.watch = None
+
+    def follow(self, mdb):
+        if self.watch is None:
+            self.watch = mdb.watch(since=self.position)
+        for event in iter(self.watch.take, None):
+            assert event.kind != "resync"
+            if event.kind == "clear":
+                self.table.clear()
+                continue
+            assert event.old is microdb.UNKNOWN or same(event.old, self.table.get(event.key))
+            if event.new is None:
+                del self.table[event.key]
+            else:
+                self.table[event.key] = event.new
+
+
 class ManyHandles(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
@@ -66,6 +93,7 @@ class ManyHandles(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "mdb.json"
         self.model = {}
         self.open_handles = []
+        self.followers = []
 
     def teardown(self):
         for mdb in self.open_handles:
@@ -82,6 +110,25 @@ class ManyHandles(RuleBasedStateMachine):
         self.open_handles.append(
             microdb.MicroDB(self.path, ["job", "name"], indexes=["v", ("name", "v")], sorted_indexes=["v"])
         )
+
+    def drop(self, index):
+        """A handle, which nobody knows any more."""
+        mdb = self.open_handles.pop(index % len(self.open_handles))
+        for follower in self.followers:
+            follower.let_go()
+        return mdb
+
+    @precondition(lambda self: len(self.followers) < 3)
+    @rule(index=INDEXES)
+    def another_follower(self, index):
+        self.followers.append(Follower(self.handle(index)))
+
+    @precondition(lambda self: self.followers)
+    @rule(index=INDEXES, which=INDEXES)
+    def follow(self, index, which):
+        follower = self.followers[which % len(self.followers)]
+        follower.follow(self.handle(index))
+        assert same(by_name(follower.table.items()), by_name(self.model.items()))
 
     def handle(self, index):
         return self.open_handles[index % len(self.open_handles)]
@@ -183,19 +230,20 @@ class ManyHandles(RuleBasedStateMachine):
 
     @rule(index=INDEXES)
     def reopen(self, index):
-        self.open_handles.pop(index % len(self.open_handles)).close()
+        self.drop(index).close()
         self.another_handle()
 
     @rule(index=INDEXES)
     def crash(self, index):
         """A handle is dropped without being closed."""
-        self.open_handles.pop(index % len(self.open_handles))
+        self.drop(index)
         gc.collect()
         self.another_handle()
 
     @rule()
     def everybody_crashes(self):
-        self.open_handles.clear()
+        while self.open_handles:
+            self.drop(0)
         gc.collect()
         self.another_handle()
 

@@ -1,0 +1,253 @@
+"""What happened to a table, event by event: complete, in order, across saves. Pure; a `Source` reads the log.
+
+A `Watch` keeps a table of its own, at the position to which it has told. So it knows what stood there before each
+change, and once the log no longer leads on from there, it can still tell the difference.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Self
+
+from microdb.changes import Change
+from microdb.errors import SinceLostError
+from microdb.keys import Key
+from microdb.query import Query
+from microdb.table import Records
+from microdb.values import UNKNOWN, Record, Unknown
+from microdb.wal.codec import encode_upsert
+from microdb.wal.format import Payload, Position
+
+__all__ = ["Event", "News", "Origin", "Source", "Watch"]
+
+
+class Event(NamedTuple):
+    """One change of a table. What it holds is the caller's own.
+
+    Attributes:
+        position: Where a later ``watch(since=position)`` goes on so that nothing is missed. Of several changes that
+            were made as one, all but the last bear the position before them: then they are told once more.
+        kind: ``upsert`` or ``delete``; ``clear`` if all records were removed at once; ``resync`` if so much was written
+            and saved since the last event that the single changes are kept no more.
+        key: Of the record; None for a clear and a resync.
+        old: The record that stood there before; None if there was none; `UNKNOWN` if a save has made it impossible to
+            tell, as may be for what comes first after ``since=``.
+        new: The record that stands there now; None if there is none.
+        parts: What a clear or a resync comes to: an upsert or a delete for each record that is another one now. Those
+            that are unknown are not among those of a clear.
+    """
+
+    position: Position
+    kind: Literal["upsert", "delete", "clear", "resync"]
+    key: Key | None
+    old: Record | Unknown | None
+    new: Record | None
+    parts: tuple["Event", ...] = ()
+
+
+class Origin(NamedTuple):
+    """Where a watch begins.
+
+    Attributes:
+        records: The table there; None if it cannot be told any more.
+        position: How far it goes.
+    """
+
+    records: Records | None
+    position: Position
+
+
+class News(NamedTuple):
+    """What has come since a position.
+
+    Attributes:
+        head: The head that was seen before it was looked for.
+        payloads: The batches.
+        ends: The position behind each of them.
+        end: The position behind all.
+        records: The table there; None if it was not asked for and the batches lead there.
+        is_complete: Whether they do.
+    """
+
+    head: int
+    payloads: Sequence[Payload]
+    ends: Sequence[Position]
+    end: Position
+    records: Records | None
+    is_complete: bool
+
+
+class Source(NamedTuple):
+    """What a watch asks of its database.
+
+    Attributes:
+        origin: The table as of now, or at a position. Raises SinceLostError if the log does not lead on from there.
+        news: What has come since a position; with True, also the table.
+        changes_of: What a batch holds.
+        sleep: Return when the head has moved on from this one, or after so many seconds, or sooner.
+        wake: Let all who sleep return.
+    """
+
+    origin: Callable[[Position | None], Origin]
+    news: Callable[[Position, bool], News]
+    changes_of: Callable[[Payload], Sequence[Change]]
+    sleep: Callable[[int, float | None], None]
+    wake: Callable[[], None]
+
+
+class Watch(Iterator[Event]):
+    """The events of a database, as they come. An iterator that waits for the next one; it ends when it is closed.
+
+    For one thread at a time; `close` may be called by any. Costs the memory of a map of the table, and of the records
+    that others have changed.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> with mdb.watch() as watch:
+    ...     mdb.upsert({"id": 1, "n": 5})
+    ...     event = next(watch)
+    >>> event.kind, event.key, event.old, event.new
+    ('upsert', (1,), None, {'id': 1, 'n': 5})
+
+    Attributes:
+        position: Where a later watch goes on: behind the last event that was given, and behind all that was passed over
+            since because nobody asked for it.
+    """
+
+    def __init__(self, source: Source, query: Query | None, since: Position | None) -> None:
+        self._source = source
+        self._query = query
+        records, self.position = source.origin(since)
+        self._is_whole = records is not None
+        self._records: dict[Key, Record | None] = {} if records is None else {**records}
+        self._head = -1
+        self._coming: Iterator[Event] = iter(())
+        self._is_closed = False
+
+    def __next__(self) -> Event:
+        """The next event, however long it takes.
+
+        Raises:
+            StopIteration: This watch is closed.
+            ClosedError: Its database is.
+            TransactionError: Inside ``lock()`` or ``transaction()`` of this thread: nobody else could write.
+        """
+        event = self.next()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def next(self, timeout: float | None = None) -> Event | None:
+        """The next event; None if there is none within so many seconds, or if this watch is closed meanwhile.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["id"]).watch().next(timeout=0) is None
+        True
+        """
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        while (event := self.take()) is None and not self._is_closed:
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return None
+            self.sleep(left_s)
+        return event
+
+    def take(self) -> Event | None:
+        """The next event, if it is there already."""
+        event = next(self._coming, None)
+        if event is None and not self._is_closed:
+            news = self._source.news(self.position, not self._is_whole)
+            self._head = news.head
+            self._coming = self._events(news) if news.is_complete else self._resync(news)
+            event = next(self._coming, None)
+        return event
+
+    def sleep(self, timeout: float | None) -> None:
+        """Return when there may be something to take, or after a while."""
+        if not self._is_closed:
+            self._source.sleep(self._head, timeout)
+
+    def close(self) -> None:
+        """End it: whoever waits for an event gets none any more. Closing twice does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._coming = iter(())
+            self._source.wake()
+
+    def __enter__(self) -> Self:
+        """This watch, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """How far it has come."""
+        asked = "" if self._query is None else f" of {self._query!r}"
+        return f"<Watch{asked} at {self.position}{', closed' if self._is_closed else ''}>"
+
+    def _events(self, news: News) -> Iterator[Event]:
+        """One batch after the other, each when the one before has been given."""
+        for payload, end in zip(news.payloads, news.ends, strict=True):
+            events = [event for change in self._source.changes_of(payload) for event in self._carry_out(change)]
+            yield from events[:-1]
+            self.position = end
+            yield from (event._replace(position=end) for event in events[-1:])
+        self.position = news.end
+        if news.records is not None:
+            self._records, self._is_whole = {**news.records}, True
+
+    def _carry_out(self, change: Change) -> list[Event]:
+        """Do to the own table what a change does, and tell it, if it is asked for."""
+        key, new = change
+        if key is None:
+            event = self._difference("clear", {})
+            is_meant = bool(event.parts) or not self._is_whole
+            self._records.clear()
+            self._is_whole = True
+            return [event] * is_meant
+        old = self._records.get(key, None if self._is_whole else UNKNOWN)
+        if new is None and self._is_whole:
+            self._records.pop(key, None)
+        else:
+            self._records[key] = new
+        return self._single(key, old, new)
+
+    def _resync(self, news: News) -> Iterator[Event]:
+        """What the single changes, which are lost, have come to."""
+        if not self._is_whole or news.records is None:
+            raise SinceLostError(f"{self.position} is kept no more: since then so much was written and saved")
+        event = self._difference("resync", news.records)
+        self._records, self.position = {**news.records}, news.end
+        yield event._replace(position=news.end)
+
+    def _difference(self, kind: Literal["clear", "resync"], now: Records) -> Event:
+        before = self._records
+        changed: list[tuple[Key, Record | None, Record | None]]
+        changed = [(key, before[key], None) for key in before if key not in now]
+        changed += [(key, before.get(key), new) for key, new in now.items() if not _is_same(before.get(key), new)]
+        parts = [part for key, old, new in changed for part in self._single(key, old, new)]
+        return Event(self.position, kind, None, None, None, tuple(parts))
+
+    def _single(self, key: Key, old: Record | Unknown | None, new: Record | None) -> list[Event]:
+        """The event of one record; none if nobody asked for it, or nothing has come of it."""
+        if old is None and new is None:
+            return []
+        if self._query is not None and not any(
+            isinstance(record, Unknown) or (record is not None and self._query.means(record)) for record in (old, new)
+        ):
+            return []
+        return [
+            Event(
+                self.position,
+                "delete" if new is None else "upsert",
+                key,
+                old.copy() if isinstance(old, dict) else old,
+                None if new is None else new.copy(),
+            )
+        ]
+
+
+def _is_same(old: Record | None, new: Record) -> bool:
+    """Whether a record is the same, types included."""
+    return old is new or (old is not None and encode_upsert(old) == encode_upsert(new))
