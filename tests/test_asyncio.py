@@ -7,6 +7,8 @@ import pytest
 
 import microdb
 from children import finish, increment, spawned, start
+from microdb import watching
+from microdb.wal.bell import ring
 from microdb.wal.header import HEAD, WAITING
 
 
@@ -64,9 +66,14 @@ def test_awatch_begins_when_it_is_called(mdb):
     assert asyncio.run(main()) == (1,)
 
 
-def test_a_watch_that_is_cancelled_ends_its_thread(mdb):
+@pytest.mark.parametrize("what", ["awatch", "await_change"])
+def test_what_is_cancelled_ends_its_thread(mdb, what, monkeypatch):
+    rung = []
+    monkeypatch.setattr(watching, "ring", lambda words: rung.append(words) or ring(words))
+
     async def main():
-        task = asyncio.create_task(anext(mdb.awatch()))
+        waiting = anext(mdb.awatch()) if what == "awatch" else mdb.await_change((9,))
+        task = asyncio.ensure_future(waiting)
         await asleep(mdb)
         threads = sleepers()
         task.cancel()
@@ -77,6 +84,7 @@ def test_a_watch_that_is_cancelled_ends_its_thread(mdb):
     threads = asyncio.run(main())
     assert len(threads) == 1
     assert gone(threads)
+    assert rung[:1] == [mdb._words]
 
 
 def test_many_watches_do_not_use_up_the_threads_of_the_loop(mdb):

@@ -11,7 +11,7 @@ import pytest
 
 import microdb
 from children import SPAWN, finish, forked, spawned, start, write_numbers
-from microdb import MicroDB, Position, handle
+from microdb import MicroDB, Position, handle, open_table, watching
 from microdb.wal import bell
 
 SAVED = [{"id": 1, "n": 1}, {"id": 2, "n": 2}]
@@ -37,6 +37,12 @@ def replay(events, table):
             elif one.kind == "upsert":
                 assert one.old is microdb.UNKNOWN or table.get(one.key) == one.old
                 table[one.key] = one.new
+
+
+@pytest.fixture
+def _only_the_woken_wake(monkeypatch):
+    """Who sleeps and is not woken sleeps on until the test has failed."""
+    monkeypatch.setattr(bell, "SLEEP_S_MAX", 3_600.0)
 
 
 @pytest.fixture
@@ -77,13 +83,24 @@ def test_a_clear_is_one_event_with_a_part_for_each_record(either):
 
 
 def test_what_is_told_is_the_callers_own(either):
+    either.upsert({"id": 1, "tags": []})
     watch, other = either.watch(), either.watch()
     either.upsert({"id": 1, "tags": ["a"]})
     event = watch.take()
+    event.old["tags"].append("b")
     event.new["tags"].append("b")
     either.upsert({"id": 1, "tags": []})
     assert watch.take().old == {"id": 1, "tags": ["a"]} == other.take().new
-    assert either[1,] == {"id": 1, "tags": []}
+    assert event.old == {"id": 1, "tags": ["b"]}
+    assert either[1,] == {"id": 1, "tags": []} == either.watch()._records[1,]
+
+
+def test_what_stood_there_is_the_callers_own_too(either):
+    either.upsert({"id": 1, "tags": []})
+    watch, other = either.watch(), either.watch()
+    either.delete((1,))
+    watch.take().old["tags"].append("b")
+    assert other.take().old == {"id": 1, "tags": []}
 
 
 def test_a_transaction_is_told_when_it_has_ended_and_not_if_it_was_undone(either):
@@ -102,8 +119,9 @@ def test_of_changes_made_as_one_all_but_the_last_bear_the_position_before(either
     before = either.position
     watch = either.watch()
     either.upsert_many({"id": n} for n in range(3))
+    first = watch.take()
     assert watch.position == before
-    assert [event.position for event in told(watch)] == [before, before, either.position]
+    assert [event.position for event in (first, *told(watch))] == [before, before, either.position]
     assert watch.position == either.position
 
 
@@ -151,7 +169,8 @@ def test_what_was_unknown_is_known_once_the_watch_has_come_to_the_present(open_d
     watch = mdb.watch(since=since)
     assert [event.old for event in told(watch)] == [microdb.UNKNOWN, None]
     mdb.upsert({"id": 2, "n": 3})
-    assert watch.take().old == {"id": 2, "n": 2}
+    mdb.upsert({"id": 3})
+    assert [event.old for event in told(watch)] == [{"id": 2, "n": 2}, None]
     assert repr(microdb.UNKNOWN) == "microdb.UNKNOWN"
     assert pickle.loads(pickle.dumps(microdb.UNKNOWN)) is microdb.UNKNOWN
 
@@ -372,6 +391,7 @@ def test_a_watch_goes_on_in_the_child_of_a_fork(open_db):
     assert [event.key for event in told(watch)] == [(1,), (2,)]
 
 
+@pytest.mark.usefixtures("_only_the_woken_wake")
 def test_a_reader_watches_too(open_db):
     mdb = open_db()
     reader = open_db(read_only=True)
@@ -381,6 +401,7 @@ def test_a_reader_watches_too(open_db):
     assert watch.next(timeout=0.05) is None
 
 
+@pytest.mark.usefixtures("_only_the_woken_wake")
 def test_a_reader_that_came_first_sees_the_log_that_is_begun_later(open_db, path):
     path.write_text('[\n{"id":1}\n]\n')
     reader = open_db(read_only=True)
@@ -431,6 +452,19 @@ def test_a_watch_of_a_closed_database_raises(either):
     watch.close()
 
 
+@pytest.mark.parametrize("what", ["watch", "database"])
+def test_whoever_closes_rings(either, what, monkeypatch):
+    """For who is asleep by then; who is just going to sleep may sleep through it, for `SLEEP_S_MAX`."""
+    rung = []
+    for module in (watching, open_table):
+        monkeypatch.setattr(module, "ring", rung.append)
+    words = either._words
+    watch = either.watch()
+    watch.next(timeout=0.01)
+    (watch if what == "watch" else either).close()
+    assert rung == [words]
+
+
 def test_nobody_waits_inside_a_lock_of_his_own(either):
     watch = either.watch()
     with either.lock():
@@ -470,8 +504,8 @@ def _write_without_waking(pipe, path):
         pipe.send("nobody was asleep")
 
 
-def test_whoever_waits_is_woken_by_the_write_of_another_process(open_db, path, monkeypatch):
-    monkeypatch.setattr(bell, "SLEEP_S_MAX", 3_600.0)  # Only who is woken comes in time.
+@pytest.mark.usefixtures("_only_the_woken_wake")
+def test_whoever_waits_is_woken_by_the_write_of_another_process(open_db, path):
     mdb = open_db()
     with spawned((_write_when_told, path, [{"id": n} for n in range(50)])) as ((pipe,), _):
         assert pipe.recv() == "ready"
@@ -492,8 +526,8 @@ def test_a_wake_that_was_missed_costs_a_time_out_and_no_event(open_db, path, _):
         process.join()
 
 
-def test_many_who_sleep_are_all_woken(open_db, monkeypatch):
-    monkeypatch.setattr(bell, "SLEEP_S_MAX", 3_600.0)
+@pytest.mark.usefixtures("_only_the_woken_wake")
+def test_many_who_sleep_are_all_woken(open_db):
     mdb = open_db()
     handles = [mdb, open_db(), open_db()]
     found = queue.Queue()

@@ -107,8 +107,7 @@ class Generations:
     def check(self, position: Position) -> LogFile:
         """The log of a position, current or history. Raises GoneError if it is not kept, or no frame ends there."""
         log = self.open(position.generation)
-        start = log.header.start
-        if position.sequence < start.sequence or frames_until(log, start, position.sequence).end != position:
+        if frames_until(log, log.header.start, position.sequence).end != position:
             raise GoneError(position.generation)
         return log
 
