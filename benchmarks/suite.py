@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from benchmarks.results import Result
-from benchmarks.workloads import files, footprint, processes, single
+from benchmarks.workloads import files, footprint, processes, single, watches
 from benchmarks.workloads.plan import Plan
 
 __all__ = ["FULL", "QUICK", "WORKLOADS", "run"]
@@ -23,6 +23,7 @@ WORKLOADS: Final[dict[str, Callable[[Plan], Iterator[Result]]]] = {
     "replay": files.replaying,
     "save": files.saving,
     "stall": files.stalling,
+    "watch": watches.watching,
     "import": footprint.importing,
     "memory": footprint.memory,
 }

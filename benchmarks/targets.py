@@ -14,7 +14,7 @@ __all__ = ["TARGETS", "At", "Target", "Verdict", "judge"]
 ANYONE_ELSE: Final = "*"
 """Every contestant but the one that it is compared with."""
 
-_LIMITS: Final = frozenset({"dict", "pwrite + fdatasync", "pwrite + fdatasync, in place"})
+_LIMITS: Final = frozenset({"dict", "pwrite + fdatasync", "pwrite + fdatasync, in place", "pipe"})
 """Not peers: they keep nothing, or cannot be read."""
 
 
@@ -164,6 +164,12 @@ TARGETS: Final = (
         "longest upsert during a save of the largest table: at most 50 ms",
         At("longest upsert during a save", None, "microdb"),
         at_most=0.05,
+    ),
+    Target("wake of a watch: at most 100 µs", At("wake of a watch", None, "microdb"), at_most=100e-6),
+    Target(
+        "processor time of an idle watch: at most 1 %",
+        At("processor time of an idle watch, a second", None, "microdb"),
+        at_most=0.01,
     ),
     _within("its dependencies", "import", None, 1.2),
     Target("imported before it is needed: nothing", At("modules imported early", None, "microdb"), at_most=0),
