@@ -5,12 +5,14 @@ A payload is one msgpack array with an item a change. What the item is tells the
     map                 upsert: the record; its key follows from its fields
     [1, [value, …]]     delete: the key
     [2]                 clear
+    [3, map, float]     upsert of a record that expires: itself, and when, in seconds since 1970; a finite float
 
 A value that msgpack does not know, or would give back as another type, is an extension whose code is that of its form
 in `values.FORMS` and whose data is the form's plain value, packed.
 """
 
 import functools
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -21,7 +23,7 @@ import msgpack
 from microdb.changes import Change
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record, are_flat, check, checked
+from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Expiring, Nested, Record, are_flat, check, checked
 from microdb.wal.format import PAYLOAD_BYTES_MAX, Payload
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "encode_upsert",
     "encode_upserts",
     "join",
+    "parts",
 ]
 
 _ARRAY: Final = struct.Struct(">BI")
@@ -49,6 +52,7 @@ LIST: Final = frozenset({list})
 
 _DELETE: Final = 1
 _CLEAR: Final = 2
+_EXPIRING: Final = 3
 
 _FORM_OF_TYPE: Final = {form.type: form for form in FORMS}
 _FORM_OF_CODE: Final = {form.code: form for form in FORMS}
@@ -129,12 +133,14 @@ a signal handler that runs in between.
 
 
 def encode_upsert(record: Record) -> bytes:
-    """The item of an upsert.
+    """The item of an upsert; of an `Expiring` record with its time.
 
     Raises:
         RecordError: A str in the record has no UTF-8 form.
     """
     try:
+        if type(record) is Expiring:
+            return _packed([_EXPIRING, dict(record), record.expires_at])
         return _packed(record if type(record) is dict else dict(record))
     except UnicodeEncodeError:
         checked(dict(record))
@@ -197,6 +203,18 @@ def join(items: Sequence[bytes]) -> bytes:
     if size > _ITEMS_BYTES_MAX:
         raise _too_large(size)
     return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
+
+
+def parts(items: Sequence[bytes]) -> Iterator[slice]:
+    """Where to cut items, so that `join` takes each part: of some MiB, or of one item that is longer."""
+    begin = size = 0
+    for at, item in enumerate(items):
+        if size and size + len(item) > _TOGETHER_BYTES:
+            yield slice(begin, at)
+            begin, size = at, 0
+        size += len(item)
+    if size:
+        yield slice(begin, len(items))
 
 
 def decode(payload: Payload, keys: PartitionKeys) -> list[Change]:
@@ -264,6 +282,12 @@ def _change(item: Any, keys: PartitionKeys) -> Change:
         return key, None
     if kind == _CLEAR and not rest:
         return None, None
+    if kind == _EXPIRING:
+        record, expires_at = rest
+        if type(record) is not dict or type(expires_at) is not float or not math.isfinite(expires_at):
+            raise ValueError("not a record and when it expires")
+        key, kept = cast("tuple[Key, Record]", _change(record, keys))
+        return key, Expiring(kept, expires_at)
     raise ValueError(f"unknown change {item[0]!r}")
 
 
