@@ -1,10 +1,11 @@
 """Write a snapshot and start a new generation, while others go on writing. The order of steps is what makes it safe.
 
-1. Save lock. Under the write lock: capture the records and their position. Then others write on.
+1. Save lock. Under the write lock: delete what has expired, capture the records and their position. Then others write
+   on.
 2. Write the snapshot aside, hashing it; write a new log bound to it, with the frames since the capture; fsync both.
 3. Write lock again. If the generation moved, another save was faster: its snapshot is as new, so give up one's own.
    If the snapshot on the disk is not the one that the log follows, refuse.
-4. Add the last frames to the new log, fsync it.
+4. Add the last frames to the new log, and all records that expire with their times, which no snapshot holds; fsync it.
 5. Set dirty; give the new log its name; fsync the folder; rename the snapshot into place, the commit point; fsync its
    folder; publish the head; clear dirty. The log before becomes history.
 
@@ -27,7 +28,7 @@ from microdb.save_lock import save_lock
 from microdb.values import Record
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, head_of, split_head
-from microdb.wal.header import DIRTY, HEAD
+from microdb.wal.header import DIRTY, EXPIRING, HEAD
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import LogFile, create_log
 from microdb.wal.writer import write_frames
@@ -50,7 +51,14 @@ class Source(Protocol):
         ...
 
     def capture(self) -> tuple[Sequence[Record], Position]:
-        """Under the write lock: all records as of now, and the position that they reflect."""
+        """Under the write lock: all records as of now, and the position that they reflect.
+
+        What has expired is deleted before, unless nothing can be appended to the log any more.
+        """
+        ...
+
+    def carried(self) -> Sequence[bytes]:
+        """Under the write lock: payloads that hold all records that expire, as they are now."""
         ...
 
 
@@ -114,7 +122,7 @@ def save(
                 return False
             with held(log.lock, timeout_s):
                 try:
-                    return _switch(log, draft)
+                    return _switch(log, draft, source)
                 finally:
                     log.lock.writing = None
         finally:
@@ -162,17 +170,17 @@ def _draft(
     return draft
 
 
-def _follow(log: FileLog, draft: _Draft, head: int) -> _Draft:
-    """Append to the new log, fsynced, what was published in the old one since."""
+def _follow(log: FileLog, draft: _Draft, head: int, carried: Sequence[bytes] = ()) -> _Draft:
+    """Append to the new log, fsynced, what was published in the old one since; and payloads of its own."""
     payloads, covers = log.read(draft.covers, head)
-    frames, end = write_frames(payloads, draft.end)
+    frames, end = write_frames([*payloads, *carried], draft.end)
     if frames:
         draft.log.file.write_at(frames, draft.end.offset)
         draft.log.file.sync()
     return draft._replace(end=end, covers=covers)
 
 
-def _switch(log: FileLog, draft: _Draft) -> bool:
+def _switch(log: FileLog, draft: _Draft, source: Source) -> bool:
     """Steps 3 to 5; False if the generation moved meanwhile."""
     log.prepare()
     log.lock.writing = draft
@@ -183,7 +191,10 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
     is_known = draft.replaces_hash == old.header.snapshot_hash
     if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)
-    end = _follow(log, draft, head).end
+    carried = source.carried()
+    end = _follow(log, draft, head, carried).end
+    if carried:
+        log.words[EXPIRING] = end.generation + 1
     # Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them.
     if not draft.poisoned:
         log.sync_file(old)

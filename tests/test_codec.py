@@ -472,8 +472,8 @@ def test_an_extension_too_deep_is_refused_as_such():
 
 
 def test_a_change_that_is_not_known_is_named():
-    with pytest.raises(CodecError, match="unknown change 4"):
-        decode(b"\x91\x92\x04\x04", KEYS)
+    with pytest.raises(CodecError, match="unknown change 5"):
+        decode(b"\x91\x92\x05\x04", KEYS)
 
 
 def test_two_values_in_one_extension_are_refused():

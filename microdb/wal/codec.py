@@ -6,6 +6,8 @@ A payload is one msgpack array with an item a change. What the item is tells the
     [1, [value, …]]     delete: the key
     [2]                 clear
     [3, map, float]     upsert of a record that expires: itself, and when, in seconds since 1970; a finite float
+    [4, map, float]     the same, as a save carries it over from the log before: it changes nothing, and no other stands
+                        in a payload with such
 
 A value that msgpack does not know, or would give back as another type, is an extension whose code is that of its form
 in `values.FORMS` and whose data is the form's plain value, packed.
@@ -31,11 +33,13 @@ __all__ = [
     "decode",
     "decode_all",
     "decode_names",
+    "encode_carried",
     "encode_clear",
     "encode_delete",
     "encode_names",
     "encode_upsert",
     "encode_upserts",
+    "is_carried",
     "join",
     "parts",
 ]
@@ -48,11 +52,16 @@ _TOGETHER_BYTES: Final = 8 << 20
 _TOGETHER_LARGE: Final = 16
 """How many to take one by one, if it is."""
 
+_ARRAY_BYTES: Final = {0xDC: 3, 0xDD: 5}
+"""How long the header of an array is that begins with a byte; of others one byte."""
+
 LIST: Final = frozenset({list})
 
 _DELETE: Final = 1
 _CLEAR: Final = 2
 _EXPIRING: Final = 3
+_CARRIED: Final = 4
+_CARRIED_BEGINS: Final = bytes([0x93, _CARRIED])
 
 _FORM_OF_TYPE: Final = {form.type: form for form in FORMS}
 _FORM_OF_CODE: Final = {form.code: form for form in FORMS}
@@ -145,6 +154,21 @@ def encode_upsert(record: Record) -> bytes:
     except UnicodeEncodeError:
         checked(dict(record))
         raise
+
+
+def encode_carried(record: Expiring) -> bytes:
+    """The item by which a save carries a record over."""
+    return _packed([_CARRIED, dict(record), record.expires_at])
+
+
+def is_carried(payload: Payload) -> bool:
+    """Whether a payload holds only what a save carried over: nothing that who has read on to it does not know.
+
+    >>> is_carried(join([encode_carried(Expiring({"id": 1}, 1.5))])), is_carried(join([encode_clear()]))
+    (True, False)
+    """
+    at = _ARRAY_BYTES.get(payload[0], 1) if payload else 0
+    return payload[at : at + 2] == _CARRIED_BEGINS
 
 
 def encode_upserts(records: list[Record]) -> bytes:
@@ -282,7 +306,7 @@ def _change(item: Any, keys: PartitionKeys) -> Change:
         return key, None
     if kind == _CLEAR and not rest:
         return None, None
-    if kind == _EXPIRING:
+    if kind in (_EXPIRING, _CARRIED):
         record, expires_at = rest
         if type(record) is not dict or type(expires_at) is not float or not math.isfinite(expires_at):
             raise ValueError("not a record and when it expires")

@@ -96,7 +96,10 @@ PAYLOADS = {
     "a change that is an int": pack([1]),
     "a change that is a str": pack(["\x01\x02"]),
     "a change that is empty": pack([[]]),
-    "an unknown change": pack([[4]]),
+    "an unknown change": pack([[5]]),
+    "what is carried over and is nothing": pack([[4]]),
+    "what is carried over and is an upsert": pack([[4, {"id": 1}, 1e12], {"id": 1}]),
+    "what is carried over and expires at a nan": pack([[4, {"id": 1}, float("nan")]]),
     "a record that expires without a time": pack([[3, {"id": 1}]]),
     "a record that expires twice": pack([[3, {"id": 1}, 1e12, 1e12]]),
     "a record that expires at an int": pack([[3, {"id": 1}, 10**12]]),
@@ -242,6 +245,11 @@ _large(
     "log, one frame of empty records",
     lambda path, size: write_log(path, [b"\xdd" + struct.pack(">I", size) + b"\x80" * size]),
     ratio=300,
+)
+_large(
+    "log, one frame of empty records that expire",
+    lambda path, size: write_log(path, [b"\xdd" + struct.pack(">I", size // 12) + pack([3, {}, 1e12]) * (size // 12)]),
+    ratio=60,
 )
 _large(
     "log, one record of empty lists",
