@@ -22,7 +22,7 @@ from microdb.save import Encode, save
 from microdb.table import apply
 from microdb.transaction import Transaction
 from microdb.values import Expiring, Record
-from microdb.wal.codec import encode_carried, encode_delete, join, parts
+from microdb.wal.codec import encode_delete, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position
 from microdb.wal.header import EXPIRING, HEAD
@@ -255,14 +255,12 @@ class Handle(OpenTable):
             position = self._place()
             return list(self._records.values()), position
 
-    def carried(self) -> list[bytes]:
+    def expiring(self) -> list[Expiring]:
         """See `save.Source`."""
         with self._table_lock:
             self._place()
             records = self._records.values() if self._may_expire() else ()
-            expiring = [record for record in records if type(record) is Expiring]
-        items = list(map(encode_carried, expiring))
-        return [join(items[part]) for part in parts(items)]
+            return [record for record in records if type(record) is Expiring]
 
     def log_bytes(self) -> int:
         """How long the log is now."""

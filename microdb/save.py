@@ -17,7 +17,7 @@ Order of locks: save lock, then write lock. Whoever already holds the write lock
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from microdb.errors import ConflictError, StrPath
@@ -25,7 +25,8 @@ from microdb.files import File, Files, Identity
 from microdb.locks import held
 from microdb.paths import Paths, resolved
 from microdb.save_lock import save_lock
-from microdb.values import Record
+from microdb.values import Expiring, Record
+from microdb.wal.codec import encode_carried, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, head_of, split_head
 from microdb.wal.header import DIRTY, EXPIRING, HEAD
@@ -57,8 +58,8 @@ class Source(Protocol):
         """
         ...
 
-    def carried(self) -> Sequence[bytes]:
-        """Under the write lock: payloads that hold all records that expire, as they are now."""
+    def expiring(self) -> Sequence[Expiring]:
+        """Under the write lock: all records that expire, as they are now."""
         ...
 
 
@@ -115,6 +116,8 @@ def save(
             records, start = source.capture()
             poisoned = log.is_poisoned()
         pieces = encode(records)
+        # Here, where nobody waits for it. By identity: one that is changed meanwhile is another.
+        encoded = {id(record): encode_carried(record) for record in records if type(record) is Expiring}
         temporaries: list[str] = []
         try:
             draft = _draft(log, pieces, start, temporaries, poisoned=poisoned, is_inside=is_inside)
@@ -122,7 +125,7 @@ def save(
                 return False
             with held(log.lock, timeout_s):
                 try:
-                    return _switch(log, draft, source)
+                    return _switch(log, draft, source, encoded)
                 finally:
                     log.lock.writing = None
         finally:
@@ -180,7 +183,7 @@ def _follow(log: FileLog, draft: _Draft, head: int, carried: Sequence[bytes] = (
     return draft._replace(end=end, covers=covers)
 
 
-def _switch(log: FileLog, draft: _Draft, source: Source) -> bool:
+def _switch(log: FileLog, draft: _Draft, source: Source, encoded: Mapping[int, bytes]) -> bool:
     """Steps 3 to 5; False if the generation moved meanwhile."""
     log.prepare()
     log.lock.writing = draft
@@ -191,7 +194,7 @@ def _switch(log: FileLog, draft: _Draft, source: Source) -> bool:
     is_known = draft.replaces_hash == old.header.snapshot_hash
     if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)
-    carried = source.carried()
+    carried = _carried(source.expiring(), encoded)
     end = _follow(log, draft, head, carried).end
     if carried:
         log.words[EXPIRING] = end.generation + 1
@@ -217,6 +220,12 @@ def _switch(log: FileLog, draft: _Draft, source: Source) -> bool:
             log.repair()
         raise
     return True
+
+
+def _carried(expiring: Sequence[Expiring], encoded: Mapping[int, bytes]) -> list[bytes]:
+    """The payloads that carry records over; some of them are encoded already, by identity."""
+    items = [encoded.get(id(record)) or encode_carried(record) for record in expiring]
+    return [join(items[part]) for part in parts(items)]
 
 
 def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:

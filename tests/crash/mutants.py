@@ -310,8 +310,15 @@ MUTANTS = [
     Mutant(
         "a save does not carry times over",
         "save.py",
-        "carried = source.carried()",
+        "carried = _carried(source.expiring(), encoded)",
         "carried: Sequence[bytes] = []",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a save carries over what was when it began",
+        "save.py",
+        "_carried(source.expiring(), encoded)",
+        "[join([item]) for item in encoded.values()]",
         _EXPIRY,
     ),
     Mutant(
