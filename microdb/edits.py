@@ -39,7 +39,7 @@ class Edits(RecordMapping):
 
     Each method holds the write lock from its read to its write, so that no other thread or process changes the record
     in between; each is applied once, and in a transaction at its end. A record has its key for life: to give it another
-    one, delete it and upsert the new one in a transaction. One that expires goes on to do so at its time.
+    one, delete it and upsert the new one in a transaction. What expires goes on to do so at its time.
 
     All of them raise KeyError if there is no such record, unless ``create=True``; then they begin with a record of the
     key alone.

@@ -133,7 +133,8 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         A record that expires counts as absent from that time on, for everybody and in everything. It goes from memory
         and disk with the next save; and before that, as such records are upserted, when they are many. The time is that
         of the clock of the machine: if that is set forward records expire early, if it is set back late, and one that
-        is not yet gone is there again. Reads of a table in which records expire cost a microsecond more.
+        is not yet gone is there again. One that is upserted anew before it is gone keeps its place. Reads of a table in
+        which records expire cost a microsecond more.
 
         Args:
             record: It is copied; what is done to it later changes nothing.

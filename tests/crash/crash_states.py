@@ -529,17 +529,22 @@ def save_what_expires(folder, durability="process", **options):
             run.barrier(mdb.save)
             run.barrier(mdb.save)
         run.upsert_until(other, C | BRIEF, NOW + 10)
+    run.sees = _times(run)
+    return run
+
+
+def _times(run):
+    """What is marked as brief is gone at its time, whatever else is there."""
 
     def sees(crash):
-        with opened(Disk(folder, crash.state), run.path) as mdb:
+        with opened(Disk(run.folder, crash.state), run.path) as mdb:
             found = records(mdb)
-        with opened(Disk(folder, crash.state), run.path, now=NOW + 10) as mdb:
+        with opened(Disk(run.folder, crash.state), run.path, now=NOW + 10) as mdb:
             left = records(mdb)
         lasting = {key: record for key, record in found.items() if "brief" not in record}
-        return None if same(left, lasting) and "a" in found else f"of {found} there is still {left}"
+        return None if same(left, lasting) else f"of {found} there is still {left}"
 
-    run.sees = sees
-    return run
+    return sees
 
 
 def save_as_grid(folder, **options):
@@ -723,13 +728,7 @@ def poisoned_expiry(folder, **options):
         failing(mdb.sync)
         run.upsert(mdb, B | {"n": 1})
         run.barrier(mdb.sync)
-
-    def sees(crash):
-        with opened(Disk(folder, crash.state), run.path, now=NOW + 10) as mdb:
-            left = records(mdb)
-        return f"there is still {left}" if any("brief" in record for record in left.values()) else None
-
-    run.sees = sees
+    run.sees = _times(run)
     return run
 
 
@@ -939,8 +938,17 @@ def _save_after_writes(run, mdb):
     run.upsert(mdb, C | {"n": 11})
 
 
+def _save_what_expires(run, mdb):
+    run.sees = _times(run)
+    run.upsert_until(mdb, B | BRIEF, NOW + 10)
+    run.upsert_until(mdb, {"id": "expired"}, NOW)
+    run.barrier(mdb.save)
+    run.upsert_until(mdb, C | BRIEF, NOW + 10)
+
+
 DEATHS = {
     "a write for the disk": Death("power", lambda run, mdb: run.upsert(mdb, A | {"n": 20}, D | {"n": 21})),
     "a batch": Death("process", lambda run, mdb: run.upsert_many(mdb, A | {"n": 20}, {"id": "new"}, {"id": "newer"})),
     "a save": Death("process", _save_after_writes),
+    "a save of what expires": Death("process", _save_what_expires),
 }
