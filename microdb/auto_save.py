@@ -30,6 +30,8 @@ class Growing(Source, Protocol):
 class AutoSave:
     """The automatic saves of one handle: one thread at a time, when the log is longer than twice the snapshot, too.
 
+    And longer than twice what its last save left in the log: what that carries over may be longer than a snapshot is.
+
     Attributes:
         above: The offset in the log beyond which `consider` is worth a call.
     """
@@ -41,6 +43,7 @@ class AutoSave:
         self._timeout_s = timeout_s
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._left_bytes = 0
         self.above = min_bytes if min_bytes is not None else float("inf")
 
     def consider(self, offset: int, growing: Growing) -> None:
@@ -53,7 +56,7 @@ class AutoSave:
 
     def _consider(self, log: FileLog, min_bytes: int, offset: int, growing: Growing) -> None:
         identity = log.files.identity(log.paths.snapshot)
-        bound = max(min_bytes, 2 * identity.size if identity is not None else 0)
+        bound = max(min_bytes, 2 * self._left_bytes, 2 * identity.size if identity is not None else 0)
         with self._starting:
             if offset <= bound:
                 self.above = bound
@@ -83,6 +86,7 @@ class AutoSave:
             if growing.log_bytes() <= min_bytes:
                 return  # Another process has saved meanwhile.
             save(growing, log, _same_form(log), timeout_s=self._timeout_s, save_timeout_s=0)
+            self._left_bytes = growing.log_bytes()
             self.above = min_bytes
         except (LockTimeoutError, ClosedError) as error:
             _LOG.debug("%s: no automatic save: %s", log.name, str(error))

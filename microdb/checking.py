@@ -34,7 +34,7 @@ def differences(table: Records, stored: Records) -> Iterator[str]:
     for key in stored.keys() - table.keys():
         yield f"record {key!r} is in the files, and not in the table"
     for key in table.keys() & stored.keys():
-        if encode_upsert(dict(table[key])) != encode_upsert(dict(stored[key])):
+        if encode_upsert(table[key]) != encode_upsert(stored[key]):
             yield f"record {key!r} is another one in the files"
     if list(table) != list(stored) and table.keys() == stored.keys():
         yield "the records stand in another order in the files"

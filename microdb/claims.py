@@ -6,6 +6,7 @@ nobody has the record. Who upserts a claimed record without that field takes it 
 Who sets the clock forward lets leases run out early; the fence is there for that.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -104,12 +105,15 @@ class Claim:
     def _change(self, changes: Mapping[str, Any], claim: Mapping[str, Any]) -> Record:
         if FIELD in changes:
             raise RecordError(f"record[{FIELD!r}]", "holds the claim itself; name your field otherwise")
-        with self._database.lock():
-            record = self._database.get(self.key)
-            found = {} if record is None else _claim_of(record)
-            if record is None or self._has_ended or found["fence"] != self.fence or found["owner"] != self.owner:
-                raise ClaimLostError(self.key, self.fence, None if record is None else found)
-            return self._database.patch(self.key, {**changes, FIELD: claim})
+        try:
+            with self._database.edit(self.key) as record:
+                found = _claim_of(record)
+                if self._has_ended or found["fence"] != self.fence or found["owner"] != self.owner:
+                    raise ClaimLostError(self.key, self.fence, found)
+                record.update({**changes, FIELD: claim})
+        except KeyError:
+            raise ClaimLostError(self.key, self.fence, None) from None
+        return record
 
 
 class Claims(Edits):
@@ -152,7 +156,8 @@ class Claims(Edits):
                 if claim["until"] is None or claim["until"] <= now:
                     fence = max(claim["fence"], self._last_sequence()) + 1
                     taken = {"owner": owner or _whoever(), "until": now + lease_s, "fence": fence}
-                    return Claim(self, self.patch(self.gen_key(record), {FIELD: taken}), lease_s)
+                    with contextlib.suppress(KeyError):  # It has expired in between.
+                        return Claim(self, self.patch(self.gen_key(record), {FIELD: taken}), lease_s)
         return None
 
     def _query(self, where: Query | Mapping[str, Any] | Callable[[Record], object]) -> Query:

@@ -29,15 +29,17 @@ class Commit:
     Attributes:
         payload: Its changes as the log will hold them.
         changes: The same for the table.
+        expires: Whether a record in it is one that expires.
         done: Whether it is in the log, if its own thread writes it.
         leader: The batch along with which another thread writes it.
     """
 
-    __slots__ = ("_asleep", "changes", "done", "leader", "payload")
+    __slots__ = ("_asleep", "changes", "done", "expires", "leader", "payload")
 
-    def __init__(self, payload: bytes, changes: Sequence[Change]) -> None:
+    def __init__(self, payload: bytes, changes: Sequence[Change], *, expires: bool = False) -> None:
         self.payload = payload
         self.changes = changes
+        self.expires = expires
         self.done = False
         self.leader: Commit | None = None
         self._asleep: threading.Lock | None = None

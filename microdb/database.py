@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from microdb import mounts, snapshot
 from microdb.checking import Report, differences, misled
 from microdb.errors import MicroDBError, SinceLostError, StrPath
+from microdb.expiry import has_expired
 from microdb.files import OS, Files
 from microdb.finder import index_fields
 from microdb.keys import PartitionKeys
@@ -69,6 +71,7 @@ class MicroDB(Watching):
         indexes: Iterable[str | Iterable[str]] = (),
         sorted_indexes: Iterable[str] = (),
         files: Files = OS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Open a database, or begin one: ``filename`` and the folder ``filename.wal`` beside it.
 
@@ -88,6 +91,7 @@ class MicroDB(Watching):
                 one index on all of them. Each process keeps its own in memory, from the first use on.
             sorted_indexes: Fields of which `where` finds ranges.
             files: The file system; another one is for tests.
+            clock: Tells by what time records expire, in seconds since 1970; another one is for tests.
 
         Raises:
             CorruptError: The files are damaged; where, and what to do. Nothing was changed.
@@ -113,6 +117,7 @@ class MicroDB(Watching):
             read_only=read_only,
             auto_save_bytes=auto_save_bytes if auto_save else None,
             timeout_s=timeout,
+            clock=clock,
         )
         self._indexes = hashed
         self._sorted_indexes = [field for (field,) in ordered]
@@ -156,11 +161,13 @@ class MicroDB(Watching):
     @property
     def position(self) -> Position | None:
         """How far the table goes now, for `as_of`; None for a snapshot that nobody has written a log to."""
-        with self._whole():
+        with self._fresh():
             return self._position
 
     def as_of(self, position: Position | None) -> View:
         """The table as it was at a position, if no save has come since. Costs reading the snapshot and the log.
+
+        What has expired by now is not there, for a log holds no times of day.
 
         Raises:
             SinceLostError: A save has come: what was before it cannot be told any more. Or it is no position of this
@@ -176,7 +183,9 @@ class MicroDB(Watching):
                 f"{self._log.name}: {position} is not in the log, which begins with the last save; the table of then "
                 "cannot be told any more"
             ) from None
-        return View(records_of(start, self._log.name, self._keys), self._keys, position)
+        records, now = records_of(start, self._log.name, self._keys), self._clock()
+        left = {key: record for key, record in records.items() if not has_expired(record, now)}
+        return View(left, self._keys, position)
 
     # Looking.
 
@@ -200,7 +209,7 @@ class MicroDB(Watching):
                     stored[start.head] = records_of(start, self._log.name, self._keys)
                 except MicroDBError as error:
                     problems.append(str(error))
-            with self._whole() as records:
+            with self._fresh() as records:
                 if self._applied in stored:  # Else others have written meanwhile, as they may behind a reader.
                     problems += differences(records, stored[self._applied])
                 problems += misled(records)
@@ -296,7 +305,7 @@ class MicroDB(Watching):
         if self._log.is_poisoned():
             with self.lock():
                 self._prepare_locked()  # Saves, which is more.
-        with self._whole():
+        with self._fresh():
             head = self._applied
         self._log.sync(head)
 

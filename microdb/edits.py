@@ -1,14 +1,16 @@
 """Change a record in place: read, compute and write as one, whoever else does the same."""
 
 import contextlib
+import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from microdb.errors import ConflictError, RecordError
+from microdb.expiry import has_expired, when
 from microdb.keys import Key
 from microdb.mapping import RecordMapping
-from microdb.values import ABSENT, Record, stored
+from microdb.values import ABSENT, Expiring, Record, stored
 from microdb.wal.codec import encode_upsert
 
 __all__ = ["Edits"]
@@ -16,12 +18,28 @@ __all__ = ["Edits"]
 NUMBERS: Final = (int, float, complex, Decimal)
 
 
+class _Begun(NamedTuple):
+    """What an edit begins with, under the write lock.
+
+    Attributes:
+        key: That of the record.
+        record: Itself, to be changed at will.
+        before: The bytes of what is stored, also of what has expired; None if there is nothing.
+        expires_at: When the record expires; None: never.
+    """
+
+    key: Key
+    record: Record
+    before: bytes | None
+    expires_at: float | None
+
+
 class Edits(RecordMapping):
     """What reads a record, computes, and writes it back.
 
     Each method holds the write lock from its read to its write, so that no other thread or process changes the record
     in between; each is applied once, and in a transaction at its end. A record has its key for life: to give it another
-    one, delete it and upsert the new one in a transaction.
+    one, delete it and upsert the new one in a transaction. What expires goes on to do so at its time.
 
     All of them raise KeyError if there is no such record, unless ``create=True``; then they begin with a record of the
     key alone.
@@ -83,11 +101,11 @@ class Edits(RecordMapping):
             ConflictError: The function has itself changed this record in the database.
         """
         with self.lock():
-            key, record, before = self._begin(record_or_key, create=create)
-            made = function(record)
+            begun = self._begin(record_or_key, create=create)
+            made = function(begun.record)
             if made is None:
                 raise RecordError("record", "the function returned None; let it return the record to be stored")
-            self._end(key, made, before)
+            self._end(begun, made)
         return made
 
     def get_or_create(self, record: Record) -> tuple[Record, bool]:
@@ -162,31 +180,65 @@ class Edits(RecordMapping):
             ConflictError: The block has itself changed this record in the database, by other means.
         """
         with self.lock():
-            key, record, before = self._begin(record_or_key, create=create)
-            yield record
-            self._end(key, record, before)
+            begun = self._begin(record_or_key, create=create)
+            yield begun.record
+            self._end(begun, begun.record)
 
-    def _begin(self, record_or_key: Mapping[str, Any] | Key, *, create: bool) -> tuple[Key, Record, bytes | None]:
-        """Under the write lock: the key of a record, itself, and its bytes; None if it is not there yet."""
+    def set_expiry(
+        self,
+        record_or_key: Mapping[str, Any] | Key,
+        *,
+        ttl: float | None = None,
+        expires_at: float | dt.datetime | None = None,
+    ) -> float | None:
+        """Let a record expire at another time, or never, and return that time as `expiry` gives it.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob"}, ttl=60)
+        >>> mdb.set_expiry(("Bob",), expires_at=4102444800)
+        4102444800.0
+        >>> mdb.set_expiry(("Bob",)), mdb.expiry(("Bob",))
+        (None, None)
+
+        Args:
+            record_or_key: A key tuple, or anything with the key fields.
+            ttl: As in `upsert`.
+            expires_at: As in `upsert`. If neither is given, it is there for good.
+
+        Raises:
+            KeyError: There is no such record, or no more.
+            TypeError: As `upsert`. Nothing was changed.
+            ValueError: As `upsert`. Nothing was changed.
+        """
+        at = when(ttl, expires_at, self._clock())
+        with self.lock():
+            begun = self._begin(record_or_key, create=False)
+            self._end(begun._replace(expires_at=at), begun.record)
+        return at
+
+    def _begin(self, record_or_key: Mapping[str, Any] | Key, *, create: bool) -> _Begun:
         key = self._keys.given(record_or_key)
-        record = self.get(key)
-        if record is not None:
-            return key, record, encode_upsert(record)
+        found = self._find_any(key)
+        before = None if found is None else encode_upsert(found)
+        if found is not None and not has_expired(found, self._clock()):
+            return _Begun(key, found.copy(), before, found.expires_at if type(found) is Expiring else None)
         if not create:
             raise KeyError(key)
         if len(key) != len(self._keys.names):
             raise RecordError("key", f"{key!r} has not one value for each of {list(self._keys.names)!r}")
         begun = {name: value for name, value in zip(self._keys.names, key, strict=True) if value is not None}
-        return key, begun, None
+        return _Begun(key, begun, before, None)
 
-    def _end(self, key: Key, record: Record, before: bytes | None) -> None:
+    def _end(self, begun: _Begun, record: Record) -> None:
         """Store a record if it is another one now, and nothing else of its own thread has changed it meanwhile."""
-        if encode_upsert(stored(record)) == before:
+        change, encoded = self._upserting(record, begun.expires_at)
+        if encoded == begun.before:
             return
-        found = self.get(key)
-        if (None if found is None else encode_upsert(found)) != before:
+        found = self._find_any(begun.key)
+        if (None if found is None else encode_upsert(found)) != begun.before:
             raise ConflictError(
-                f"record {key!r} was changed within its own edit; change what edit() or the function is given",
-                found=ABSENT if found is None else found,
+                f"record {begun.key!r} was changed within its own edit; change what edit() or the function is given",
+                found=self.get(begun.key, ABSENT),
             )
-        self[key] = record
+        self._put(begun.key, change, encoded)

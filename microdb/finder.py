@@ -1,26 +1,30 @@
 """Which way to the records that are asked for is the shortest. Pure."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from microdb.conditions import OneOf, Range
 
-__all__ = ["Plan", "index_fields", "plan"]
+__all__ = ["EXPIRY", "Plan", "index_fields", "plan"]
 
 
 class Plan(NamedTuple):
     """A way to records.
 
     Attributes:
-        way: By their key, by an index on the fields, or by looking at all.
+        way: By their key, by an index on the fields, by when they expire, or by looking at all.
         fields: On which.
     """
 
-    way: Literal["key", "index", "sorted index", "scan"]
+    way: Literal["key", "index", "sorted index", "expiry", "scan"]
     fields: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.way} on {', '.join(self.fields)}" if self.fields else self.way
+
+
+EXPIRY: Final = Plan("expiry")
+"""To the records that have expired. It is no way to what a query asks for."""
 
 
 def plan(

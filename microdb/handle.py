@@ -7,26 +7,26 @@ while holding it. A thread that holds the write lock for long blocks no reads.
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from microdb import forks, snapshot
 from microdb.auto_save import AutoSave
 from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
-from microdb.errors import ClosedError, FailedError, MicroDBError, ReadOnlyError, TransactionError
+from microdb.errors import ClosedError, FailedError, MicroDBError, ReadOnlyError, StorageError, TransactionError
 from microdb.keys import PartitionKeys
 from microdb.locks import held, is_owned, refuse_in_child, refuse_reentry
 from microdb.open_table import CLOSED, DETACHED, IS_CLOSED, NEVER, Ahead, OpenTable
 from microdb.save import Encode, save
 from microdb.table import apply
 from microdb.transaction import Transaction
-from microdb.values import Record
+from microdb.values import Expiring, Record
 from microdb.wal.bell import ring
-from microdb.wal.codec import join
+from microdb.wal.codec import encode_delete, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position
-from microdb.wal.header import HEAD, WAITING
+from microdb.wal.header import EXPIRING, HEAD, WAITING
 from microdb.wal.memory_log import MemoryLog
 
 __all__ = ["Handle"]
@@ -34,6 +34,8 @@ __all__ = ["Handle"]
 _LOOK_EVERY_S: Final = 0.05
 _FAR_BYTES: Final = 64 << 10
 """Who is so far behind catches up before it makes others wait for it."""
+_DROP_ABOVE_MIN: Final = 2_000
+"""Records, of which it does not matter if all have expired."""
 
 
 class Handle(OpenTable):
@@ -48,12 +50,14 @@ class Handle(OpenTable):
         read_only: bool,
         auto_save_bytes: int | None,
         timeout_s: float | None,
+        clock: Callable[[], float],
     ) -> None:
-        super().__init__(log, keys, timeout_s)
+        super().__init__(log, keys, timeout_s, clock)
         self._sync = sync
         self._read_only = read_only
         self._auto_save = AutoSave(log, auto_save_bytes, timeout_s)
         self._commits = CommitQueue()
+        self._drop_above = _DROP_ABOVE_MIN
         self._attaching = threading.RLock()
         self._appending = threading.RLock()
         self._attach(timeout_s)
@@ -61,19 +65,27 @@ class Handle(OpenTable):
 
     # Appending.
 
-    def _commit(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> None:
-        """Make changes, all or none; inside a transaction of this thread, at its end."""
+    def _commit(self, changes: Sequence[Change], encoded: Sequence[bytes], *, expires: bool = False) -> None:
+        """Make changes, all or none; inside a transaction of this thread, at its end.
+
+        `expires` must be true if a record in them is one that expires. Then what has expired is dropped first, if the
+        table has doubled since that was last done: so it does not grow for ever, for a few steps a write.
+        """
+        if expires and self._transaction is None and len(self._records) > self._drop_above:
+            with self._lock_held(self._timeout_s):
+                self._drop_expired_locked()
         if self._pid != os.getpid() or self._read_only or self._transaction is not None:
             self._settle_for_write(self._timeout_s)
             transaction = self._transaction
             if transaction is not None and transaction.is_mine():
+                transaction.expires |= expires
                 transaction.add(changes, encoded)
                 return
-        self._append(join(encoded), changes)
+        self._append(join(encoded), changes, expires=expires)
 
-    def _append(self, payload: bytes, changes: Sequence[Change]) -> None:
+    def _append(self, payload: bytes, changes: Sequence[Change], *, expires: bool = False) -> None:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
-        commit = Commit(payload, changes)
+        commit = Commit(payload, changes, expires=expires)
         group = [commit]
         commits, lock, timeout_s = self._commits, self._log.lock, self._timeout_s
         if self._words[HEAD] - self._applied > _FAR_BYTES:
@@ -117,6 +129,9 @@ class Handle(OpenTable):
         head = words[HEAD]
         try:
             payloads = (group[0].payload,) if len(group) == 1 else [commit.payload for commit in group]
+            for commit in group:
+                if commit.expires:  # Whoever sees the new head must see this, too.
+                    words[EXPIRING] = before.generation + 1
             end = self._log.append(payloads, before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
@@ -163,6 +178,15 @@ class Handle(OpenTable):
                 f"({error}); reads go on. Mend the disk and write again, or save(another_filename)",
             ) from error
 
+    def _drop_expired_locked(self) -> None:
+        """Delete what has expired: from the tables of all, and with the next save from the disk. In no transaction."""
+        with self._fresh():
+            keys = self._expired(self._clock())
+        items = list(map(encode_delete, keys))
+        for part in parts(items):
+            self._append(join(items[part]), [(key, None) for key in keys[part]])
+        self._drop_above = max(_DROP_ABOVE_MIN, 2 * len(self._records))
+
     # Lock and transaction.
 
     @contextlib.contextmanager
@@ -201,7 +225,7 @@ class Handle(OpenTable):
                 raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")
             if transaction.pairs:
                 changes, encoded = zip(*transaction.pairs, strict=True)
-                self._append(join(encoded), changes)
+                self._append(join(encoded), changes, expires=transaction.expires)
 
     def _end_transaction(self, transaction: Transaction) -> None:
         # First of all, and without waiting for the table: whatever interrupts that must not leave it open.
@@ -212,7 +236,7 @@ class Handle(OpenTable):
 
     def _last_sequence(self) -> int:
         """A number that is higher after each change, one that waits for the end of a transaction included."""
-        with self._whole():
+        with self._fresh():
             sequence = self._position.sequence if self._position is not None else 0
         view = self._own_view()
         return sequence if view is None else sequence + len(view.pairs)
@@ -225,18 +249,28 @@ class Handle(OpenTable):
     # Saving.
 
     def capture(self) -> tuple[Sequence[Record], Position]:
-        """Under the write lock: all records as of now, and the position that they reflect."""
+        """See `save.Source`."""
         if self._pid == CLOSED:
             raise ClosedError(IS_CLOSED)
         self._log.prepare()
+        if not self._log.is_poisoned():
+            with contextlib.suppress(StorageError):  # To save is the remedy for a log that is full, or was cut.
+                self._drop_expired_locked()
         with self._table_lock:
             # The position first: what a signal handler writes in between is then replayed, and not left out.
             position = self._place()
             return list(self._records.values()), position
 
+    def expiring(self) -> list[Expiring]:
+        """See `save.Source`."""
+        with self._table_lock:
+            self._place()
+            records = self._records.values() if self._may_expire() else ()
+            return [record for record in records if type(record) is Expiring]
+
     def log_bytes(self) -> int:
         """How long the log is now."""
-        with self._whole():
+        with self._fresh():
             return 0 if self._position is None else self._position.offset
 
     def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Final
 from microdb.conditions import OneOf, Range, family
 from microdb.keys import Key
 from microdb.table import Records
-from microdb.values import Record
+from microdb.values import Expiring, Record
 
-__all__ = ["HashIndex", "Index", "IndexedRecords", "SortedIndex"]
+__all__ = ["ExpiryIndex", "HashIndex", "Index", "IndexedRecords", "SortedIndex"]
 
 _Keys = dict[Key, None]
 
@@ -133,6 +133,34 @@ class SortedIndex(Index):
         for value in list(values.irange(*span.bounds, (span.with_low, span.with_high))):
             yield from list(values.get(value, ()))
         yield from list(self._aside)
+
+
+class ExpiryIndex(Index):
+    """From when records expire to their keys. Those that never do stand aside."""
+
+    def __init__(self) -> None:
+        from sortedcontainers import SortedDict  # noqa: PLC0415  # For those alone who use it.
+
+        super().__init__()
+        self._times: Any = SortedDict()
+
+    def _all(self) -> Iterable[_Keys]:
+        return list(self._times.values())
+
+    def _bucket(self, record: Record) -> _Keys:
+        if type(record) is not Expiring:
+            return self._aside
+        bucket: _Keys = self._times.setdefault(record.expires_at, {})
+        return bucket
+
+    def _drop(self, record: Record) -> None:
+        if type(record) is Expiring:
+            del self._times[record.expires_at]
+
+    def find(self, wanted: Mapping[str, Any]) -> Iterator[Key]:
+        """The keys of what has expired by the time that is wanted as ``now``, the earliest first."""
+        for time in list(self._times.irange(None, wanted["now"])):  # Copies, as above.
+            yield from list(self._times.get(time, ()))
 
 
 class IndexedRecords(Records):

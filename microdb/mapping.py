@@ -1,14 +1,16 @@
 """The mapping that a database is: reads, writes and their views."""
 
+import datetime as dt
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar, overload
 
 from microdb.changes import CLEAR, Change
 from microdb.errors import ConflictError, RecordError
+from microdb.expiry import when
 from microdb.handle import Handle
 from microdb.keys import Key
-from microdb.values import ABSENT, Absent, Record, are_dicts, are_flat, equal, stored
+from microdb.values import ABSENT, Absent, Expiring, Record, are_dicts, are_flat, equal, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.header import HEAD
 
@@ -110,7 +112,14 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
     # Writing.
 
-    def upsert(self, record: Record, *, expected: Record | Absent | None = _ANYTHING) -> None:
+    def upsert(
+        self,
+        record: Record,
+        *,
+        expected: Record | Absent | None = _ANYTHING,
+        ttl: float | None = None,
+        expires_at: float | dt.datetime | None = None,
+    ) -> None:
         """Add a record, or put it in the place of the one with the same key. It is in the log when this returns.
 
         >>> import microdb
@@ -119,36 +128,66 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         >>> mdb.upsert({"name": "Bob", "age": 41}, expected={"name": "Bob", "age": 39})
         Traceback (most recent call last):
         microdb.errors.ConflictError: record ('Bob',) is not what was expected: someone else has changed it
+        >>> mdb.upsert({"name": "Eve"}, ttl=3600)
+
+        A record that expires counts as absent from that time on, for everybody and in everything. It goes from memory
+        and disk with the next save; and before that, as such records are upserted, when they are many. The time is that
+        of the clock of the machine: if that is set forward records expire early, if it is set back late, and one that
+        is not yet gone is there again. One that is upserted anew before it is gone keeps its place. Reads of a table in
+        which records expire cost a microsecond more.
 
         Args:
             record: It is copied; what is done to it later changes nothing.
             expected: Only if the record that is there now equals this one; `ABSENT`, or None as `get` gives it: only if
                 there is none.
+            ttl: For how many seconds from now on it is there, above 0. Without it, and without `expires_at`, for good,
+                also if the record before was one that expires.
+            expires_at: Until when it is there, in seconds since 1970, or as a datetime with a time zone. One that is
+                past makes it absent at once.
 
         Raises:
             RecordError: It cannot be stored; which field, and why. Nothing was changed.
             ConflictError: The record is not as expected; the error has it as ``found``. Nothing was changed.
+            TypeError: `ttl` and `expires_at` are both given, or one is no time. Nothing was changed.
+            ValueError: One is not finite, or `ttl` not above 0. Nothing was changed.
             OSError: The log could not be written. Nothing was changed.
         """
+        at = None if ttl is None and expires_at is None else when(ttl, expires_at, self._clock())
+        change, encoded = self._upserting(record, at)
         if expected is not _ANYTHING:
-            self._upsert_expecting(record, expected)
+            self._put_expecting(expected, change, encoded)
             return
-        change, encoded = self._upserting(record)
-        self._commit((change,), (encoded,))
+        self._commit((change,), (encoded,), expires=at is not None)
 
-    def upsert_many(self, records: Iterable[Record]) -> None:
-        """Upsert all or none: for a crash, for every reader, and for an error in any of them."""
+    def upsert_many(
+        self, records: Iterable[Record], *, ttl: float | None = None, expires_at: float | dt.datetime | None = None
+    ) -> None:
+        """Upsert all or none: for a crash, for every reader, and for an error in any of them.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert_many([{"name": "Bob"}, {"name": "Eve"}], ttl=60)
+        >>> len(mdb)
+        2
+
+        Args:
+            records: As in `upsert`.
+            ttl: As in `upsert`, for all of them.
+            expires_at: As in `upsert`, for all of them.
+        """
         self._settle_for_write(self._timeout_s)
+        at = None if ttl is None and expires_at is None else when(ttl, expires_at, self._clock())
         given = list(records)
-        if self._transaction is None and are_dicts(given):
+        if at is None and self._transaction is None and are_dicts(given):
             copies = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
             keys = self._keys.all_plain(copies) if are_flat(copies) else None
             if keys:
                 self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
                 return
-        pairs = [self._upserting(record) for record in given]
+        pairs = [self._upserting(record, at) for record in given]
         if pairs:
-            self._commit([change for change, _ in pairs], [encoded for _, encoded in pairs])
+            changes, encoded = zip(*pairs, strict=True)
+            self._commit(changes, encoded, expires=at is not None)
 
     def delete(self, record_or_key: Mapping[str, Any] | Key) -> bool:
         """Remove the record with that key. Tells whether there was one."""
@@ -160,10 +199,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         Raises:
             RecordError: It has another key.
         """
-        change, encoded = self._upserting(record)
-        if change[0] != key:
-            raise RecordError("record", f"its key is {change[0]!r}, not {key!r}; use upsert(record)")
-        self._commit((change,), (encoded,))
+        self._put(key, *self._upserting(record, None))
 
     def __delitem__(self, key: Key) -> None:
         """Remove the record with that key. Raises KeyError."""
@@ -192,10 +228,12 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         """Remove the record that was added last, and return its key and itself. Raises KeyError if there is none."""
         with self.lock():
             with self._whole() as records:
-                key = next(reversed(records), None)
-            if key is None:
+                last = next(reversed(records.items()), None)
+            if last is None:
                 raise KeyError("popitem(): the table is empty")
-            return key, self.pop(key)
+            key, record = last
+            self._commit(((key, None),), (encode_delete(key),))
+            return key, record.copy()
 
     def setdefault(self, key: Key, default: Record | None = None) -> Record:
         """The record with that key; if there is none, `default`, upserted."""
@@ -212,6 +250,24 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         """As `dict.update`, all or none."""
         with self.transaction():
             super().update(other, **kwargs)
+
+    def expiry(self, record_or_key: Mapping[str, Any] | Key) -> float | None:
+        """When the record with that key expires, in seconds since 1970; None if it is there for good.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob"}, expires_at=4102444800)
+        >>> mdb.expiry(("Bob",))
+        4102444800.0
+
+        Raises:
+            KeyError: There is no such record, or no more.
+        """
+        key = self._keys.given(record_or_key)
+        record = self._find(key)
+        if record is None:
+            raise KeyError(key)
+        return record.expires_at if type(record) is Expiring else None
 
     def clear(self) -> None:
         """Remove all records."""
@@ -242,20 +298,27 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
     # Inside.
 
-    def _upsert_expecting(self, record: Record, expected: Record | Absent | None) -> None:
-        change, encoded = self._upserting(record)
+    def _put_expecting(self, expected: Record | Absent | None, change: Change, encoded: bytes) -> None:
         with self.lock():
-            key = self._keys.of(record)
+            key: Any = change[0]
             found = self.get(key)
             if not _is(found, expected):
                 raise ConflictError(
                     f"record {key!r} is not what was expected: someone else has changed it",
                     found=ABSENT if found is None else found,
                 )
-            self._commit((change,), (encoded,))
+            self._put(key, change, encoded)
 
-    def _upserting(self, record: Record) -> tuple[Change, bytes]:
+    def _put(self, key: Key, change: Change, encoded: bytes) -> None:
+        """Commit the upsert of a record, which must have this key."""
+        if change[0] != key:
+            raise RecordError("record", f"its key is {change[0]!r}, not {key!r}; use upsert(record)")
+        self._commit((change,), (encoded,), expires=type(change[1]) is Expiring)
+
+    def _upserting(self, record: Record, expires_at: float | None) -> tuple[Change, bytes]:
         copy = stored(record)
+        if expires_at is not None:
+            copy = Expiring(copy, expires_at)
         return (self._keys.checked(copy), copy), encode_upsert(copy)
 
 

@@ -2,29 +2,32 @@
 
 The gate: `_head` is the head that the table reflects, if a read may go straight to the table; otherwise it is NEVER,
 which no word of the page equals. So a read compares one word, and all that is rare hides behind the inequality: news
-from others, a transaction of one's own thread, a closed handle.
+from others, a transaction of one's own thread, a table in which records expire, a closed handle.
 """
 
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from microdb import collecting, forks, snapshot
 from microdb.errors import ClosedError, CorruptError
-from microdb.finder import Plan, plan
-from microdb.indexes import HashIndex, Index, IndexedRecords, SortedIndex
+from microdb.expiry import has_expired
+from microdb.finder import EXPIRY, Plan, plan
+from microdb.indexes import ExpiryIndex, HashIndex, Index, IndexedRecords, SortedIndex
 from microdb.keys import Key, PartitionKeys
 from microdb.query import Candidates
 from microdb.recovery import recover
 from microdb.table import Records, apply
 from microdb.transaction import Transaction
-from microdb.values import Record
+from microdb.values import Expiring, Record
 from microdb.wal.bell import ring
+from microdb.wal.codec import is_carried
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Payload, Position
-from microdb.wal.header import HEAD, HEADER_BYTES, WAITING
+from microdb.wal.header import EXPIRING, HEAD, HEADER_BYTES, WAITING
 from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
@@ -64,10 +67,17 @@ class OpenTable:
     position the table is to be loaded anew. `_ahead` goes on from there.
     """
 
-    def __init__(self, log: FileLog | MemoryLog, keys: PartitionKeys, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        log: FileLog | MemoryLog,
+        keys: PartitionKeys,
+        timeout_s: float | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._log = log
         self._keys = keys
         self._timeout_s = timeout_s
+        self._clock = clock
         self._indexes: list[tuple[str, ...]] = []
         self._sorted_indexes: list[str] = []
         self._transaction: Transaction | None = None
@@ -83,6 +93,11 @@ class OpenTable:
 
     def _find(self, key: Key) -> Record | None:
         """The stored record as of now, by the long way."""
+        record = self._find_any(key)
+        return None if type(record) is Expiring and record.expires_at <= self._clock() else record
+
+    def _find_any(self, key: Key) -> Record | None:
+        """As `_find`, even if it has expired."""
         self._settle()
         with self._table_lock:
             records = self._catch_up()
@@ -101,6 +116,9 @@ class OpenTable:
             else:
                 keys = [self._keys.of(wanted)] if how.way == "key" else self._index(how).find(wanted)
                 found = _stored(keys, self._records, view)
+            if self._may_expire():
+                now = self._clock()
+                found = [record for record in found if not has_expired(record, now)]
         return Candidates(found, str(how))
 
     def _index(self, how: Plan) -> Index:
@@ -112,18 +130,54 @@ class OpenTable:
                 self._transaction.rebase(records)
         index = records.indexes.get(how)
         if index is None:
-            index = HashIndex(how.fields) if how.way == "index" else SortedIndex(*how.fields)
+            index = _new_index(how)
             records.keep(how, index)
         return index
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[Records]:
         """The table as of now, which nobody changes meanwhile."""
+        with self._fresh() as records:
+            view = self._own_view()
+            yield self._unexpired(records if view is None else view.whole(), view)
+
+    @contextlib.contextmanager
+    def _fresh(self) -> Iterator[Records]:
+        """The table that all share, as of now, with what has expired and is not yet deleted."""
         self._settle()
         with self._table_lock:
-            records = self._catch_up()
-            view = self._own_view()
-            yield records if view is None else view.whole()
+            yield self._catch_up()
+
+    # Records that expire.
+
+    def _may_expire(self) -> bool:
+        """Whether records may expire, in the table or in a transaction. Under the table lock, having caught up.
+
+        A writer sets the word before it publishes the first one of a generation, and nobody takes it back. A page that
+        is not followed tells nothing.
+        """
+        position, transaction = self._position, self._transaction
+        return (transaction is not None and transaction.expires) or (
+            position is not None and (self._log.words[EXPIRING] > position.generation or not self._log.is_followed())
+        )
+
+    def _expired(self, now: float) -> list[Key]:
+        """The keys of what has expired, and is not yet deleted, in the table that all share. As `_may_expire`."""
+        return list(self._index(EXPIRY).find({"now": now})) if self._may_expire() else []
+
+    def _unexpired(self, records: Records, view: Transaction | None) -> Records:
+        """The table, or what a transaction makes of it, without what has expired: itself if there is nothing."""
+        if not self._may_expire():
+            return records
+        now = self._clock()
+        named = [*self._expired(now), *(() if view is None else view.upserted())]
+        expired = [key for key in named if has_expired(records.get(key), now)]
+        if not expired:
+            return records
+        left = records.copy()
+        for key in expired:
+            left.pop(key, None)  # It may be named twice.
+        return left
 
     def _own_view(self) -> Transaction | None:
         transaction = self._transaction
@@ -132,6 +186,8 @@ class OpenTable:
             if transaction is not None and transaction.is_mine() and not transaction.is_inherited()
             else None
         )
+
+    # Following the log.
 
     def _catch_up(self) -> Records:
         """Apply what others have published, and give the table. Under the table lock.
@@ -213,6 +269,8 @@ class OpenTable:
         # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
         self._ahead = None
         self._position = None if self._log.keeps_all else after
+        if end.generation != after.generation:
+            payloads = [payload for payload in payloads if not is_carried(payload)]
         with collecting.paused() if len(payloads) > _MANY else contextlib.nullcontext():
             for changes in changes_in(payloads, self._keys, self._log.name):
                 apply(changes, records)
@@ -229,7 +287,10 @@ class OpenTable:
         self._open_gate()
 
     def _open_gate(self) -> None:
-        is_open = self._transaction is None and self._pid != CLOSED and self._log.is_followed()
+        log, position = self._log, self._position
+        is_open = self._transaction is None and self._pid != CLOSED and log.is_followed()
+        if position is not None and log.words[EXPIRING] > position.generation:
+            is_open = False
         self._head = self._applied if is_open else NEVER
 
     def _load(self, start: Start) -> None:
@@ -242,7 +303,7 @@ class OpenTable:
     def freshen(self) -> int:
         """See `save.Source`."""
         before = self._applied
-        with self._whole():
+        with self._fresh():
             return self._applied - before
 
     # Opening, closing, forking.
@@ -327,6 +388,12 @@ def records_of(start: Start, name: str, keys: PartitionKeys) -> Records:
             records = snapshot.load(start.snapshot, name, keys)
         start.overlay.lay_on(records)
     return records
+
+
+def _new_index(how: Plan) -> Index:
+    if how.way == "expiry":
+        return ExpiryIndex()
+    return HashIndex(how.fields) if how.way == "index" else SortedIndex(*how.fields)
 
 
 def _stored(keys: Iterable[Key], records: Records, view: Transaction | None) -> list[Record]:

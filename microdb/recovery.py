@@ -7,16 +7,19 @@ lost. It makes recovery drop nothing that the log still holds, but for writes th
 
 import logging
 import os
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from microdb import snapshot
 from microdb.errors import ConflictError, CorruptError
 from microdb.files import File
 from microdb.table import Overlay
+from microdb.values import Expiring
 from microdb.wal import header
+from microdb.wal.codec import is_carried
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
-from microdb.wal.header import HEAD, POISONED, TORN
+from microdb.wal.header import EXPIRING, HEAD, POISONED, TORN
 from microdb.wal.log import Start
 from microdb.wal.log_file import LogFile, create_log, open_log, overlay_of, snapshot_hash
 from microdb.wal.reader import HeaderError, Run, later_frames, read_frames
@@ -47,6 +50,11 @@ class Scanned(NamedTuple):
     def generation(self) -> int:
         """Its number."""
         return self.log.header.generation
+
+    @property
+    def last_change(self) -> int:
+        """The sequence up to which it tells changes. What a save carried over, as the last that it did, is none."""
+        return self.run.end.sequence - sum(1 for _ in takewhile(is_carried, reversed(self.run.payloads)))
 
     @property
     def tail(self) -> bytes:
@@ -129,6 +137,8 @@ def recover(log: FileLog, header_file: File | None) -> Start:
     if log.read_only:
         return _start_read_only(found, decision, overlay, log)
     end = apply(found, decision, log, header_file)
+    if Expiring in set(map(type, overlay.records.values())):
+        log.words[EXPIRING] = end.generation + 1
     return Start(found.snapshot, overlay, end, end.head)
 
 
@@ -185,11 +195,11 @@ def decide(found: Found, log: FileLog) -> Decision:
             )
         return Decision(None)
     bound = [one for one in found.logs if one.log.header.snapshot_hash == found.hash]
-    chosen = max(bound, key=lambda one: (one.run.end.sequence, one.generation), default=None)
+    chosen = max(bound, key=lambda one: (one.last_change, one.generation), default=None)
     if chosen is None or (found.head is not None and found.head.generation > chosen.generation):
         return _decide_edited(found, log)
     newer = tuple(one for one in found.logs if one.generation > chosen.generation)
-    if any(one.run.end.sequence > chosen.run.end.sequence and not _is_draft(one) for one in newer):
+    if any(one.last_change > chosen.run.end.sequence and not _is_draft(one) for one in newer):
         return _decide_edited(found, log)
     _check_damage(found, chosen)
     return Decision(chosen, dead=newer)
@@ -200,7 +210,8 @@ def _is_draft(newer: Scanned) -> bool:
 
     The one before it is shorter for a failed fsync, and only what was never fsynced is missing there.
     """
-    return newer.log.header.after_failure and not newer.data
+    log = newer.log.header
+    return log.after_failure and newer.last_change == log.base_sequence and not newer.tail
 
 
 def _decide_edited(found: Found, log: FileLog) -> Decision:
@@ -213,9 +224,14 @@ def _decide_edited(found: Found, log: FileLog) -> Decision:
         )
     holds_changes = any(one.data for one in found.logs)
     if holds_changes or (found.head is not None and found.head[:2] > (newest.generation, newest.log.header.end)):
+        what, before = "changes to the old one", "save() before you edit"
+        if holds_changes and all(
+            one.last_change == one.log.header.base_sequence and not one.tail for one in found.logs
+        ):
+            what, before = "the times at which its records expire", "change it by upsert()"
         raise ConflictError(
-            f"{log.paths.snapshot}: edited or replaced, while {newest.log.file.path} holds changes to the old one. "
-            "Put the old one back and save() before you edit; or `microdb repair` takes either side into a new database"
+            f"{log.paths.snapshot}: edited or replaced, while {newest.log.file.path} holds {what}. "
+            f"Put the old one back and {before}; or `microdb repair` takes either side into a new database"
         )
     # The edit is a change, too: a reader that stands before it finds a gap, and loads anew.
     return Decision(None, base_sequence=newest.run.end.sequence + 1)

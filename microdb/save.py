@@ -1,10 +1,11 @@
 """Write a snapshot and start a new generation, while others go on writing. The order of steps is what makes it safe.
 
-1. Save lock. Under the write lock: capture the records and their position. Then others write on.
+1. Save lock. Under the write lock: delete what has expired, capture the records and their position. Then others write
+   on.
 2. Write the snapshot aside, hashing it; write a new log bound to it, with the frames since the capture; fsync both.
 3. Write lock again. If the generation moved, another save was faster: its snapshot is as new, so give up one's own.
    If the snapshot on the disk is not the one that the log follows, refuse.
-4. Add the last frames to the new log, fsync it.
+4. Add the last frames to the new log, and all records that expire with their times, which no snapshot holds; fsync it.
 5. Set dirty; give the new log its name; fsync the folder; rename the snapshot into place, the commit point; fsync its
    folder; publish the head; clear dirty. The log before becomes history.
 
@@ -16,7 +17,7 @@ Order of locks: save lock, then write lock. Whoever already holds the write lock
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from microdb.errors import ConflictError, StrPath
@@ -24,10 +25,11 @@ from microdb.files import File, Files, Identity
 from microdb.locks import held
 from microdb.paths import Paths, resolved
 from microdb.save_lock import save_lock
-from microdb.values import Record
+from microdb.values import Expiring, Record
+from microdb.wal.codec import encode_carried, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, head_of, split_head
-from microdb.wal.header import DIRTY, HEAD
+from microdb.wal.header import DIRTY, EXPIRING, HEAD
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import LogFile, create_log
 from microdb.wal.writer import write_frames
@@ -50,7 +52,14 @@ class Source(Protocol):
         ...
 
     def capture(self) -> tuple[Sequence[Record], Position]:
-        """Under the write lock: all records as of now, and the position that they reflect."""
+        """Under the write lock: all records as of now, and the position that they reflect.
+
+        What has expired is deleted before, unless nothing can be appended to the log any more.
+        """
+        ...
+
+    def expiring(self) -> Sequence[Expiring]:
+        """Under the write lock: all records that expire, as they are now."""
         ...
 
 
@@ -107,6 +116,8 @@ def save(
             records, start = source.capture()
             poisoned = log.is_poisoned()
         pieces = encode(records)
+        # Here, where nobody waits for it. By identity: one that is changed meanwhile is another.
+        encoded = {id(record): encode_carried(record) for record in records if type(record) is Expiring}
         temporaries: list[str] = []
         try:
             draft = _draft(log, pieces, start, temporaries, poisoned=poisoned, is_inside=is_inside)
@@ -114,7 +125,7 @@ def save(
                 return False
             with held(log.lock, timeout_s):
                 try:
-                    return _switch(log, draft)
+                    return _switch(log, draft, source, encoded)
                 finally:
                     log.lock.writing = None
         finally:
@@ -162,17 +173,17 @@ def _draft(
     return draft
 
 
-def _follow(log: FileLog, draft: _Draft, head: int) -> _Draft:
-    """Append to the new log, fsynced, what was published in the old one since."""
+def _follow(log: FileLog, draft: _Draft, head: int, carried: Sequence[bytes] = ()) -> _Draft:
+    """Append to the new log, fsynced, what was published in the old one since; and payloads of its own."""
     payloads, covers = log.read(draft.covers, head)
-    frames, end = write_frames(payloads, draft.end)
+    frames, end = write_frames([*payloads, *carried], draft.end)
     if frames:
         draft.log.file.write_at(frames, draft.end.offset)
         draft.log.file.sync()
     return draft._replace(end=end, covers=covers)
 
 
-def _switch(log: FileLog, draft: _Draft) -> bool:
+def _switch(log: FileLog, draft: _Draft, source: Source, encoded: Mapping[int, bytes]) -> bool:
     """Steps 3 to 5; False if the generation moved meanwhile."""
     log.prepare()
     log.lock.writing = draft
@@ -183,7 +194,10 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
     is_known = draft.replaces_hash == old.header.snapshot_hash
     if not is_known or log.files.identity(log.paths.snapshot) != draft.replaces:
         raise _edited(log)
-    end = _follow(log, draft, head).end
+    carried = _carried(source.expiring(), encoded)
+    end = _follow(log, draft, head, carried).end
+    if carried:
+        log.words[EXPIRING] = end.generation + 1
     # Else a power cut could leave the new log with more in it than the old one, and the old snapshot beside them.
     if not draft.poisoned:
         log.sync_file(old)
@@ -206,6 +220,12 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
             log.repair()
         raise
     return True
+
+
+def _carried(expiring: Sequence[Expiring], encoded: Mapping[int, bytes]) -> list[bytes]:
+    """The payloads that carry records over; some of them are encoded already, by identity."""
+    items = [encoded.get(id(record)) or encode_carried(record) for record in expiring]
+    return [join(items[part]) for part in parts(items)]
 
 
 def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:

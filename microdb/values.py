@@ -22,6 +22,7 @@ __all__ = [
     "FORMS",
     "UNKNOWN",
     "Absent",
+    "Expiring",
     "Form",
     "Nested",
     "Record",
@@ -109,6 +110,23 @@ class Nested(dict[str, Any]):
     def copy(self) -> Record:
         """A plain dict that shares nothing mutable with this one."""
         return {name: _copied(value) for name, value in self.items()}
+
+
+class Expiring(Nested):
+    """A stored record that is there until a time, and counts as absent from then on. Its copy is a plain dict, too.
+
+    It stays in the table, at its place, until a delete of it is in the log: were each process to drop it by its own
+    clock, the order of keys would differ between processes.
+
+    Attributes:
+        expires_at: The time, in seconds since 1970.
+    """
+
+    __slots__ = ("expires_at",)
+
+    def __init__(self, record: Record, expires_at: float) -> None:
+        super().__init__(record)
+        self.expires_at = expires_at
 
 
 def stored(record: Record) -> Record:

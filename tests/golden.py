@@ -120,6 +120,17 @@ def _history(path, records):
                 mdb.save()
 
 
+def _expiring(path, records):
+    """Times in a log, and in one into which a save has carried them. One record has expired in the year 1970."""
+    with opened(path) as mdb:
+        mdb.upsert_many(records[:3], expires_at=FAR)
+        mdb.upsert({"id": 0}, expires_at=1)
+        mdb.save()
+        mdb.upsert(records[1])
+        mdb.upsert_many(records[3:], expires_at=FAR)
+        mdb.upsert({"id": 0}, expires_at=1)
+
+
 def _torn(path, records):
     with opened(path) as mdb:
         for record in records:
@@ -191,6 +202,9 @@ VALUES = (
     *(uuid.UUID(int=0), uuid.UUID("12345678-1234-5678-9abc-123456789abc")),
 )
 
+FAR = 1e11
+"""The year 5138."""
+
 FEW = [{"id": n, "v": f"value {n}"} for n in range(1, 7)]
 
 DATABASES = {
@@ -227,6 +241,7 @@ DATABASES = {
         has_page=False,
     ),
     "history": Golden(_history, FEW),
+    "expiring": Golden(_expiring, [*FEW[:4], {"id": 5, "v": ["nested", {"deep": (1,)}]}]),
     "torn": Golden(_torn, FEW[:3]),
     "torn-no-page": Golden(_torn, FEW[:3], has_page=False),
     "saver-died-before-commit": Golden(_died_before, FEW),

@@ -472,8 +472,28 @@ def test_an_extension_too_deep_is_refused_as_such():
 
 
 def test_a_change_that_is_not_known_is_named():
-    with pytest.raises(CodecError, match="unknown change 3"):
-        decode(b"\x91\x92\x03\x04", KEYS)
+    with pytest.raises(CodecError, match="unknown change 5"):
+        decode(b"\x91\x92\x05\x04", KEYS)
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *[({"a": 1}, at) for at in (math.nan, math.inf, -math.inf, 1, True, None, "1.5", [1.5])],
+        *[(record, 1.5) for record in (None, 1, "a", [["a", 1]], [3, {"a": 1}, 1.5])],
+    ],
+    ids=repr,
+)
+def test_what_is_no_record_with_a_finite_time_is_refused(kind, rest):
+    with pytest.raises(CodecError, match="not a record and when it expires"):
+        decode(msgpack.packb([[kind, *rest]]), KEYS)
+
+
+@pytest.mark.parametrize("item", [[3], [3, {}], [3, {}, 1.5, 1.5], [4, {}]], ids=repr)
+def test_a_record_that_expires_of_too_much_or_too_little_is_refused(item):
+    with pytest.raises(CodecError):
+        decode(msgpack.packb([item]), KEYS)
 
 
 def test_two_values_in_one_extension_are_refused():

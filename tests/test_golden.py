@@ -64,6 +64,8 @@ def test_the_golden_databases_hold_what_they_are_there_for():
     files = {str(file.relative_to(KEPT / NEWEST)): file.read_bytes() for file in found}
     assert files["fsync-failed/mdb.json.wal/0000000002.log"][12] == AFTER_FAILURE
     assert files["log/mdb.json.wal/0000000001.log"].count(b"\x91\x91\x02") == 1, "a clear"
+    assert files["expiring/mdb.json.wal/0000000002.log"].count(b"\x93\x04\x82") == 3, "carried over"
+    assert files["expiring/mdb.json.wal/0000000002.log"].count(b"\x93\x03\x82") == 2
     assert [name for name in files if name.startswith("history/") and name.endswith(".history")]
     assert [name for name in files if name.startswith("saver-died-before") and name.endswith(".tmp")]
     before, after = (files[f"saver-died-{when}-commit/mdb.json"].count(b"\n{") for when in ("before", "after"))
@@ -97,6 +99,16 @@ def test_an_old_database_opens_for_writing_and_goes_on(kept, is_same_run, copied
         mdb.save()
         assert mdb.delete(new)
     assert same(records_of(path, expected.keys, files), expected.records)
+
+
+@every_run
+def test_an_old_database_still_knows_when_its_records_expire(is_same_run, copied):
+    path, files = copied(f"{NEWEST}/expiring", is_same_run=is_same_run)
+    for options in ({"read_only": True}, {}):
+        with microdb.MicroDB(path, ("id",), files=files, **options) as mdb:
+            assert [mdb.expiry((n,)) for n in (1, 2, 3, 4, 5)] == [golden.FAR, None, golden.FAR, golden.FAR, golden.FAR]
+        with microdb.MicroDB(path, ("id",), files=files, clock=lambda: golden.FAR, **options) as mdb:
+            assert list(mdb) == [(2,)]
 
 
 def test_an_old_page_of_this_run_still_tells_how_far_its_log_goes(copied):

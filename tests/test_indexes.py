@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import microdb
 from microdb.conditions import Range, family, one_of
-from microdb.indexes import HashIndex, IndexedRecords, SortedIndex
+from microdb.expiry import has_expired
+from microdb.indexes import ExpiryIndex, HashIndex, IndexedRecords, SortedIndex
+from microdb.values import Expiring
 from strategies import values
 
 ZONE = dt.timezone(dt.timedelta(hours=2))
@@ -62,7 +64,9 @@ def test_a_hash_index_finds_what_a_scan_finds_among_all_kinds_of_values(open_db,
 
 CHANGES = st.lists(
     st.tuples(
-        st.integers(0, 4), st.none() | st.fixed_dictionaries({}, optional={"v": values(), "w": st.integers(0, 1)})
+        st.integers(0, 4),
+        st.none() | st.fixed_dictionaries({}, optional={"v": values(), "w": st.integers(0, 1)}),
+        st.none() | st.sampled_from([1.0, 2.0, 3.0]),
     ),
     max_size=20,
 )
@@ -71,16 +75,21 @@ CHANGES = st.lists(
 @given(changes=CHANGES)
 def test_after_any_changes_each_index_names_each_record_once_and_nothing_else(changes):
     table = IndexedRecords({})
-    indexes = [HashIndex(("v",)), HashIndex(("v", "w")), SortedIndex("v")]
+    indexes = [HashIndex(("v",)), HashIndex(("v", "w")), SortedIndex("v"), ExpiryIndex()]
     table.keep(0, indexes[0])
-    for count, (number, fields) in enumerate(changes):
+    for count, (number, fields, expires_at) in enumerate(changes):
         if count == len(changes) // 2:
-            for name in (1, 2):
+            for name in (1, 2, 3):
                 table.keep(name, indexes[name])
         if fields is None:
             table.pop((number,), None)
         else:
-            table[number,] = {"id": number, **fields}
+            record = {"id": number, **fields}
+            table[number,] = record if expires_at is None else Expiring(record, expires_at)
+    if 3 in table.indexes:
+        for now in (0.0, 1.0, 2.5, 3.0):
+            expired = [key for key, record in table.items() if has_expired(record, now)]
+            assert sorted(indexes[3].find({"now": now})) == sorted(expired)
     for name, index in table.indexes.items():
         named = [key for bucket in buckets(index) for key in bucket]
         assert sorted(named) == sorted(table), name
@@ -92,6 +101,8 @@ def test_after_any_changes_each_index_names_each_record_once_and_nothing_else(ch
 def buckets(index):
     if isinstance(index, HashIndex):
         found = list(index._buckets.values())
+    elif isinstance(index, ExpiryIndex):
+        found = index._all()
     else:
         found = [bucket for family in index._families.values() for bucket in family.values()]
         found += [index._unordered] if index._unordered else []

@@ -95,6 +95,31 @@ def test_a_sound_database_comes_through_whole(saved, repair, new, open_db):
     assert ids(open_db(new)) == [*range(10), "in the log"]
 
 
+def test_what_expires_does_so_in_the_new_database_too(saved, repair, new, open_db):
+    far = 1e11
+    mdb = open_db()
+    mdb.upsert_many([{"id": 3, "tags": ["x"]}, {"id": "new"}], expires_at=far)
+    mdb.save()
+    mdb.set_expiry((4,), expires_at=far)
+    mdb.upsert({"id": 5}, expires_at=1)
+    mdb.close()
+    assert repair("--into", str(new))[0] == 0
+    assert ids(open_db(new)) == [0, 1, 2, 3, 4, 6, 7, 8, 9, "in the log", "new"]
+    assert [open_db(new).expiry((key,)) for key in (2, 3, 4, "new")] == [None, far, far, far]
+    assert open_db(new)[3,] == {"id": 3, "tags": ["x"]}
+
+
+def test_a_time_that_was_carried_over_and_is_lost_is_not_passed_over(saved, repair, open_db):
+    mdb = open_db()
+    mdb.upsert({"id": 3}, expires_at=1e11)
+    mdb.save()
+    mdb.close()
+    at, end = ruin(saved, 0, generation=3)
+    code, output = repair()
+    assert code == 1
+    assert f"lost: {saved.log(3)}, bytes {at} to {end}" in output
+
+
 @pytest.mark.parametrize("taken", ["snapshot", "folder"])
 def test_the_target_must_be_new(ten, repair, new, taken):
     if taken == "snapshot":

@@ -14,6 +14,7 @@ from microdb.paths import Paths
 from microdb.repair.findings import Finding
 from microdb.repair.salvage import Choice, Salvage, salvage
 from microdb.save import export
+from microdb.values import Expiring
 
 __all__ = ["add_arguments", "run"]
 
@@ -75,7 +76,10 @@ def _check_new(target: str) -> None:
 
 def _write(found: Salvage, target: str) -> None:
     export(OS, target, snapshot.encode_list(list(found.records.values())))
-    MicroDB(target, found.partition_keys).close()
+    with MicroDB(target, found.partition_keys) as mdb:
+        for record in found.records.values():
+            if type(record) is Expiring:  # A snapshot holds no times.
+                mdb.upsert(record.copy(), expires_at=record.expires_at)
 
 
 def _show(found: Salvage, path: str, into: str | None) -> None:

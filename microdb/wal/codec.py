@@ -5,12 +5,16 @@ A payload is one msgpack array with an item a change. What the item is tells the
     map                 upsert: the record; its key follows from its fields
     [1, [value, …]]     delete: the key
     [2]                 clear
+    [3, map, float]     upsert of a record that expires: itself, and when, in seconds since 1970; a finite float
+    [4, map, float]     the same, as a save carries it over from the log before: it changes nothing, and no other stands
+                        in a payload with such
 
 A value that msgpack does not know, or would give back as another type, is an extension whose code is that of its form
 in `values.FORMS` and whose data is the form's plain value, packed.
 """
 
 import functools
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -21,7 +25,7 @@ import msgpack
 from microdb.changes import Change
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record, are_flat, check, checked
+from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Expiring, Nested, Record, are_flat, check, checked
 from microdb.wal.format import PAYLOAD_BYTES_MAX, Payload
 
 __all__ = [
@@ -29,12 +33,15 @@ __all__ = [
     "decode",
     "decode_all",
     "decode_names",
+    "encode_carried",
     "encode_clear",
     "encode_delete",
     "encode_names",
     "encode_upsert",
     "encode_upserts",
+    "is_carried",
     "join",
+    "parts",
 ]
 
 _ARRAY: Final = struct.Struct(">BI")
@@ -45,10 +52,16 @@ _TOGETHER_BYTES: Final = 8 << 20
 _TOGETHER_LARGE: Final = 16
 """How many to take one by one, if it is."""
 
+_ARRAY_BYTES: Final = {0xDC: 3, 0xDD: 5}
+"""How long the header of an array is that begins with a byte; of others one byte."""
+
 LIST: Final = frozenset({list})
 
 _DELETE: Final = 1
 _CLEAR: Final = 2
+_EXPIRING: Final = 3
+_CARRIED: Final = 4
+_CARRIED_BEGINS: Final = bytes([0x93, _CARRIED])
 
 _FORM_OF_TYPE: Final = {form.type: form for form in FORMS}
 _FORM_OF_CODE: Final = {form.code: form for form in FORMS}
@@ -129,16 +142,33 @@ a signal handler that runs in between.
 
 
 def encode_upsert(record: Record) -> bytes:
-    """The item of an upsert.
+    """The item of an upsert; of an `Expiring` record with its time.
 
     Raises:
         RecordError: A str in the record has no UTF-8 form.
     """
     try:
+        if type(record) is Expiring:
+            return _packed([_EXPIRING, dict(record), record.expires_at])
         return _packed(record if type(record) is dict else dict(record))
     except UnicodeEncodeError:
         checked(dict(record))
         raise
+
+
+def encode_carried(record: Expiring) -> bytes:
+    """The item by which a save carries a record over."""
+    return _packed([_CARRIED, dict(record), record.expires_at])
+
+
+def is_carried(payload: Payload) -> bool:
+    """Whether a payload holds only what a save carried over: nothing that who has read on to it does not know.
+
+    >>> is_carried(join([encode_carried(Expiring({"id": 1}, 1.5))])), is_carried(join([encode_clear()]))
+    (True, False)
+    """
+    at = _ARRAY_BYTES.get(payload[0], 1) if payload else 0
+    return payload[at : at + 2] == _CARRIED_BEGINS
 
 
 def encode_upserts(records: list[Record]) -> bytes:
@@ -197,6 +227,18 @@ def join(items: Sequence[bytes]) -> bytes:
     if size > _ITEMS_BYTES_MAX:
         raise _too_large(size)
     return cast("bytes", msgpack.Packer().pack_array_header(len(items))) + b"".join(items)
+
+
+def parts(items: Sequence[bytes]) -> Iterator[slice]:
+    """Where to cut items, so that `join` takes each part: of some MiB, or of one item that is longer."""
+    begin = size = 0
+    for at, item in enumerate(items):
+        if size and size + len(item) > _TOGETHER_BYTES:
+            yield slice(begin, at)
+            begin, size = at, 0
+        size += len(item)
+    if size:
+        yield slice(begin, len(items))
 
 
 def decode(payload: Payload, keys: PartitionKeys) -> list[Change]:
@@ -264,6 +306,12 @@ def _change(item: Any, keys: PartitionKeys) -> Change:
         return key, None
     if kind == _CLEAR and not rest:
         return None, None
+    if kind in (_EXPIRING, _CARRIED):
+        record, expires_at = rest
+        if type(record) is not dict or type(expires_at) is not float or not math.isfinite(expires_at):
+            raise ValueError("not a record and when it expires")
+        key, kept = cast("tuple[Key, Record]", _change(record, keys))
+        return key, Expiring(kept, expires_at)
     raise ValueError(f"unknown change {item[0]!r}")
 
 

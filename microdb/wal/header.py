@@ -14,6 +14,7 @@ because a process that touches a mapped page without a block behind it is killed
     19     durable: every byte of the current log before this offset has been fsynced
     20-21  boot id of the run of the machine in which the page was last rebuilt
     22     inode of the page's own file, so that a copy is known as one
+    23     expiring: one more than the last generation in whose log stands a record that expires; else 0
     24     repairs: dead owners' writes that were rolled back
     25     torn: tails that recovery cut
     26     saves
@@ -38,6 +39,7 @@ from microdb.wal.format import Position, head_of, split_head
 __all__ = [
     "DIRTY",
     "DURABLE",
+    "EXPIRING",
     "HEAD",
     "HEADER_BYTES",
     "OWNER",
@@ -71,6 +73,7 @@ OWNER: Final = 18
 DURABLE: Final = 19
 _BOOT: Final = 20
 _INODE: Final = 22
+EXPIRING: Final = 23
 _SALT: Final = 28
 _SEALED: Final = 30
 _SEAL: Final = 31
@@ -158,6 +161,7 @@ def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: by
     words[POISONED] = poisoned
     words[DURABLE] = 0
     words[WAITING] = 0
+    words[EXPIRING] = 0
     publish(words, end.generation, end.offset, salt)
     words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
     words[_INODE] = file.identity().inode

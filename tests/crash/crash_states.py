@@ -46,6 +46,8 @@ from microdb.files import OS
 KEYS = ["id"]
 NAME = "mdb.json"
 PROBE = {"id": "written after the crash"}
+NOW = 1_000_000.0
+"""The time of day in every process, but where a test says that it is later."""
 
 
 @dataclass
@@ -135,7 +137,7 @@ class Run:
 
     def open(self, *, meet=None, **options):
         """A handle of a new process."""
-        options = {"auto_save": False, **options}
+        options = {"auto_save": False, "clock": lambda: NOW, **options}
         return microdb.MicroDB(self.path, KEYS, files=Process(self.disk, meet), **options)
 
     def do(self, call, *made, power=False):
@@ -158,6 +160,11 @@ class Run:
     def upsert(self, mdb, *records):
         for record in records:
             self.do(lambda record=record: mdb.upsert(record), put(record), power=mdb.durability == "power")
+
+    def upsert_until(self, mdb, record, expires_at):
+        """One that has expired before the run is in no table."""
+        made = [put(record)] if expires_at > NOW else []
+        self.do(lambda: mdb.upsert(record, expires_at=expires_at), *made, power=mdb.durability == "power")
 
     def upsert_many(self, mdb, *records):
         self.do(lambda: mdb.upsert_many(records), *map(put, records), power=mdb.durability == "power")
@@ -240,8 +247,8 @@ def same(table, other):
     return list(table.items()) == list(other.items())
 
 
-def opened(disk, path, **options):
-    return microdb.MicroDB(path, KEYS, files=Process(disk), auto_save=False, **options)
+def opened(disk, path, *, now=NOW, **options):
+    return microdb.MicroDB(path, KEYS, files=Process(disk), auto_save=False, clock=lambda: now, **options)
 
 
 def flaw(crash):
@@ -338,6 +345,8 @@ def quietly():
 # What is done to a disk.
 
 A, B, C, D = ({"id": name, "n": number, "text": "x" * 40} for number, name in enumerate("abcd"))
+BRIEF = {"brief": True}
+"""What marks those that expire."""
 
 
 def seeded(folder):
@@ -505,6 +514,37 @@ def save_while_others_write(folder, durability="process", **options):
             run.barrier(mdb.save)
         run.upsert(other, B)
     return run
+
+
+def save_what_expires(folder, durability="process", **options):
+    """What is there for a while is there no longer after any crash, and what has expired is deleted by the save."""
+    run = Run(folder, f"save what expires, {durability}", *saved(folder), **options)
+    with run.open(durability=durability) as other:
+        run.upsert_until(other, A | BRIEF, NOW + 10)
+        run.upsert_until(other, {"id": "expired"}, NOW)
+        run.barrier(other.sync)
+        late = before("sync", "aside", lambda: run.upsert_until(other, B | BRIEF, NOW + 10), 2)
+        with run.open(meet=late) as mdb:
+            run.first = run.count
+            run.barrier(mdb.save)
+            run.barrier(mdb.save)
+        run.upsert_until(other, C | BRIEF, NOW + 10)
+    run.sees = _times(run)
+    return run
+
+
+def _times(run):
+    """What is marked as brief is gone at its time, whatever else is there."""
+
+    def sees(crash):
+        with opened(Disk(run.folder, crash.state), run.path) as mdb:
+            found = records(mdb)
+        with opened(Disk(run.folder, crash.state), run.path, now=NOW + 10) as mdb:
+            left = records(mdb)
+        lasting = {key: record for key, record in found.items() if "brief" not in record}
+        return None if same(left, lasting) else f"of {found} there is still {left}"
+
+    return sees
 
 
 def save_as_grid(folder, **options):
@@ -678,6 +718,20 @@ def poisoned_sync(folder, **options):
     return run
 
 
+def poisoned_expiry(folder, **options):
+    """An fsync fails; the save before the next write carries all times, also those of what has expired."""
+    run = Run(folder, "a sync that failed, of what expires", *saved(folder), **options)
+    with run.open(meet=before("sync_data", "log", fail)) as mdb:
+        run.upsert_until(mdb, A | BRIEF, NOW + 10)
+        run.upsert_until(mdb, {"id": "expired"}, NOW)
+        run.first = run.count
+        failing(mdb.sync)
+        run.upsert(mdb, B | {"n": 1})
+        run.barrier(mdb.sync)
+    run.sees = _times(run)
+    return run
+
+
 def failed_fsync(number, folder, **options):
     """Of all that a handle does from its opening to its end, the so many-th fsync fails. None if there are fewer."""
     run = Run(folder, f"fsync {number} fails", *saved(folder), **options)
@@ -735,6 +789,8 @@ RUNS = {
     "save": save_alone,
     "save while others write, process": save_while_others_write,
     "save while others write, power": functools.partial(save_while_others_write, durability="power"),
+    "save what expires, process": save_what_expires,
+    "save what expires, power": functools.partial(save_what_expires, durability="power"),
     "save as grid": save_as_grid,
     "save inside lock": save_inside_lock,
     "automatic save": automatic_save,
@@ -748,7 +804,7 @@ RUNS = {
 }
 """All that writes, by name: each makes the run in a folder."""
 
-POISONED = {"append": poisoned_append, "sync": poisoned_sync}
+POISONED = {"append": poisoned_append, "sync": poisoned_sync, "expiry": poisoned_expiry}
 """An fsync fails, and life goes on."""
 
 
@@ -882,8 +938,17 @@ def _save_after_writes(run, mdb):
     run.upsert(mdb, C | {"n": 11})
 
 
+def _save_what_expires(run, mdb):
+    run.sees = _times(run)
+    run.upsert_until(mdb, B | BRIEF, NOW + 10)
+    run.upsert_until(mdb, {"id": "expired"}, NOW)
+    run.barrier(mdb.save)
+    run.upsert_until(mdb, C | BRIEF, NOW + 10)
+
+
 DEATHS = {
     "a write for the disk": Death("power", lambda run, mdb: run.upsert(mdb, A | {"n": 20}, D | {"n": 21})),
     "a batch": Death("process", lambda run, mdb: run.upsert_many(mdb, A | {"n": 20}, {"id": "new"}, {"id": "newer"})),
     "a save": Death("process", _save_after_writes),
+    "a save of what expires": Death("process", _save_what_expires),
 }

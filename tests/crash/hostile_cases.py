@@ -11,7 +11,7 @@ import msgpack
 
 from crash.hostile import RATIO, log_header, write_log, write_page
 from microdb.wal.format import FRAME, OFFSET_MAX, PAYLOAD_BYTES_MAX
-from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED
+from microdb.wal.header import DIRTY, DURABLE, EXPIRING, HEAD, POISONED
 
 Ext = msgpack.ExtType
 pack = msgpack.packb
@@ -96,7 +96,26 @@ PAYLOADS = {
     "a change that is an int": pack([1]),
     "a change that is a str": pack(["\x01\x02"]),
     "a change that is empty": pack([[]]),
-    "an unknown change": pack([[3]]),
+    "an unknown change": pack([[5]]),
+    "what is carried over and is nothing": pack([[4]]),
+    "what is carried over and is an upsert": pack([[4, {"id": 1}, 1e12], {"id": 1}]),
+    "what is carried over and expires at a nan": pack([[4, {"id": 1}, float("nan")]]),
+    "a record that expires without a time": pack([[3, {"id": 1}]]),
+    "a record that expires twice": pack([[3, {"id": 1}, 1e12, 1e12]]),
+    "a record that expires at an int": pack([[3, {"id": 1}, 10**12]]),
+    "a record that expires at true": pack([[3, {"id": 1}, True]]),
+    "a record that expires at nil": pack([[3, {"id": 1}, None]]),
+    "a record that expires at a str": pack([[3, {"id": 1}, "tomorrow"]]),
+    "a record that expires at a datetime": pack([[3, {"id": 1}, ext(7, "2024-01-01T00:00:00+00:00")]]),
+    "a record that expires at a nan": pack([[3, {"id": 1}, float("nan")]]),
+    "a record that expires at infinity": pack([[3, {"id": 1}, float("inf")]]),
+    "a record that expires before all time": pack([[3, {"id": 1}, -float("inf")]]),
+    "a record that has long expired": pack([[3, {"id": 1}, -1.7976931348623157e308]]),
+    "what expires and is an int": pack([[3, 1, 1e12]]),
+    "what expires and is a delete": pack([[3, [1, [1]], 1e12]]),
+    "what expires and is another that expires": pack([[3, [3, {"id": 1}, 1e12], 1e12]]),
+    "a record that expires and has a list for a key": pack([[3, {"id": [1]}, 1e12]]),
+    "a record that expires and has a name that is an int": pack([[3, {5: 1}, 1e12]]),
     "a change that is true": pack([[True, [1]]]),
     "a change that is 1.0": pack([[1.0, [1]]]),
     "a delete without a key": pack([[1]]),
@@ -226,6 +245,11 @@ _large(
     "log, one frame of empty records",
     lambda path, size: write_log(path, [b"\xdd" + struct.pack(">I", size) + b"\x80" * size]),
     ratio=300,
+)
+_large(
+    "log, one frame of empty records that expire",
+    lambda path, size: write_log(path, [b"\xdd" + struct.pack(">I", size // 12) + pack([3, {}, 1e12]) * (size // 12)]),
+    ratio=60,
 )
 _large(
     "log, one record of empty lists",
@@ -408,6 +432,7 @@ for _name, _words in {
     "poisoned": {HEAD: 1 << 36 | 102, POISONED: 1},
     "poisoned in another generation": {HEAD: 1 << 36 | 102, POISONED: 2**64 - 1},
     "all durable": {HEAD: 1 << 36 | 84, DURABLE: 2**64 - 1},
+    "expiring for ever": {HEAD: 1 << 36 | 102, EXPIRING: 2**64 - 1},
     "every word full": dict.fromkeys(range(2, 512), 2**64 - 1),
     "every word full but what makes it current": {
         word: 2**64 - 1 for word in range(2, 512) if word not in (20, 21, 22, HEAD)

@@ -31,6 +31,7 @@ except ImportError:  # Some distributions leave it out.
     _testcapi = None
 
 SOON_S = 2
+DAY_S = 86_400
 """How long anybody waits for a lock that should be free."""
 
 BASE = [{"id": "a", "n": 1}, {"id": "b", "n": 2, "text": "x" * 100}]
@@ -360,6 +361,17 @@ def _news_that_are_gone(scene):
     scene.forget_history()
 
 
+def _expire(scene):
+    """One record will expire some day, and another has."""
+    scene.mdb.upsert(NEW[0], ttl=DAY_S)
+    scene.mdb.upsert({"id": "expired"}, expires_at=1)
+
+
+def _drop_expired(scene):
+    scene.mdb._drop_above = 0
+    scene.mdb.upsert(NEW[1], ttl=DAY_S)
+
+
 def _open_again(scene):
     mdb = microdb.MicroDB(scene.path, ["id"], timeout=SOON_S)
     mdb.close()
@@ -395,6 +407,12 @@ ACTS = {
     "automatic save": Act(
         lambda s: s.mdb.upsert(NEW[0]), [lambda t: upsert(t, NEW[0])], options={"auto_save_bytes": 1}
     ),
+    "upsert what expires": Act(lambda s: s.mdb.upsert(NEW[0], ttl=DAY_S), [lambda t: upsert(t, NEW[0])]),
+    "iterate what expires": Act(lambda s: list(s.mdb), before=_expire, given=lambda t: upsert(t, NEW[0])),
+    "drop what has expired": Act(
+        _drop_expired, [lambda t: upsert(t, NEW[1])], _expire, given=lambda t: upsert(t, NEW[0])
+    ),
+    "save what expires": Act(lambda s: s.mdb.save(), before=_expire, given=lambda t: upsert(t, NEW[0])),
     "sync": Act(lambda s: s.mdb.sync()),
     "get": Act(lambda s: s.mdb.get(("a",))),
     "iterate": Act(lambda s: list(s.mdb)),

@@ -42,6 +42,8 @@ _OVERLAY = (
     "    overlay = Overlay() if chosen is None else overlay_of(chosen.run.payloads, log.keys, chosen.log.file.path)"
 )
 _FSYNC = "tests/crash/test_failed_fsync.py"
+_EXPIRY = "tests/test_expiry.py"
+_CRASHES = "tests/crash/test_crash_states.py"
 _KILLS = "tests/crash/test_syscall_kills.py"
 _POWER = "tests/crash/test_power_cut.py"
 
@@ -56,8 +58,8 @@ MUTANTS = [
     Mutant(
         "a log that was written to counts as a draft",
         "recovery.py",
-        "newer.log.header.after_failure and not newer.data",
-        "newer.log.header.after_failure",
+        "log.after_failure and newer.last_change == log.base_sequence and not newer.tail",
+        "log.after_failure",
         _FSYNC,
     ),
     Mutant(
@@ -284,12 +286,138 @@ MUTANTS = [
         "an edit reads without the lock",
         "edits.py",
         """        with self.lock():
-            key, record, before = self._begin(record_or_key, create=create)
-            yield""",
+            begun = self._begin(record_or_key, create=create)
+            yield begun.record""",
         """        with contextlib.nullcontext():
-            key, record, before = self._begin(record_or_key, create=create)
-            yield""",
+            begun = self._begin(record_or_key, create=create)
+            yield begun.record""",
         "tests/test_edits.py",
+    ),
+    Mutant(
+        "what a save carries over counts as changes",
+        "recovery.py",
+        "self.run.end.sequence - sum(1 for _ in takewhile(is_carried, reversed(self.run.payloads)))",
+        "self.run.end.sequence",
+        f"{_CRASHES} -k expir",
+    ),
+    Mutant(
+        "a draft after a failed fsync into which times were carried counts as published",
+        "recovery.py",
+        "newer.last_change == log.base_sequence and not newer.tail",
+        "not newer.data",
+        f"{_CRASHES} -k expir",
+    ),
+    Mutant(
+        "a save does not carry times over",
+        "save.py",
+        "carried = _carried(source.expiring(), encoded)",
+        "carried: Sequence[bytes] = []",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a save carries over what was when it began",
+        "save.py",
+        "_carried(source.expiring(), encoded)",
+        "[join([item]) for item in encoded.values()]",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a save does not say that it carries times over",
+        "save.py",
+        "    if carried:\n",
+        "    if False:\n",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a save does not delete what has expired",
+        "handle.py",
+        "if not self._log.is_poisoned():\n            with",
+        "if False:\n            with",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a save of a log that cannot be appended to is given up for what has expired",
+        "handle.py",
+        "contextlib.suppress(StorageError)",
+        "contextlib.nullcontext()",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a record that expires is published without a word",
+        "handle.py",
+        "if commit.expires:",
+        "if False:",
+        _EXPIRY,
+    ),
+    Mutant(
+        "of a group that is written together, only the first tells that it expires",
+        "handle.py",
+        "            for commit in group:\n                if commit",
+        "            for commit in group[:1]:\n                if commit",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a transaction forgets that it expires",
+        "handle.py",
+        "expires=transaction.expires",
+        "expires=False",
+        _EXPIRY,
+    ),
+    Mutant(
+        "recovery forgets that records expire",
+        "recovery.py",
+        "if Expiring in set(map(type, overlay.records.values())):",
+        "if False:",
+        _EXPIRY,
+    ),
+    Mutant(
+        "a table in which records expire is read the short way",
+        "open_table.py",
+        "            is_open = False\n",
+        "            pass\n",
+        _EXPIRY,
+    ),
+    Mutant(
+        "who reads only takes a page that nobody keeps up at its word",
+        "open_table.py",
+        " or not self._log.is_followed())",
+        ")",
+        _EXPIRY,
+    ),
+    Mutant(
+        "who follows a save reads again what it carried over",
+        "open_table.py",
+        "if end.generation != after.generation:",
+        "if False:",
+        _EXPIRY,
+    ),
+    Mutant(
+        "an edit begins what has expired with its old time",
+        "edits.py",
+        "return _Begun(key, begun, before, None)",
+        "return _Begun(key, begun, before, getattr(found, 'expires_at', None))",
+        _EXPIRY,
+    ),
+    Mutant(
+        "nothing is dropped as records that expire come",
+        "handle.py",
+        "len(self._records) > self._drop_above",
+        "False",
+        _EXPIRY,
+    ),
+    Mutant(
+        "what has expired is looked for with each write",
+        "handle.py",
+        "2 * len(self._records)",
+        "0",
+        _EXPIRY,
+    ),
+    Mutant(
+        "repair forgets times",
+        "repair/command.py",
+        "if type(record) is Expiring:",
+        "if False:",
+        "tests/test_repair.py -k expires",
     ),
 ]
 

@@ -143,6 +143,19 @@ def test_a_wait_for_a_lock_does_not_depend_on_the_time_of_day(run, open_db, cloc
     assert odd.do("records") == list(mdb.all()) == [{"id": "odd"}, {"id": "mine"}]
 
 
+def test_a_record_expires_by_the_clock_of_who_looks_and_is_gone_for_all_once_one_of_them_saves(run, open_db):
+    ahead, behind, mdb = run(f"+{TEN_YEARS_S}"), run(f"-{TEN_YEARS_S}"), open_db()
+    assert ahead.do("open", {}) is behind.do("open", {}) is True
+    mdb.upsert({"id": "brief"}, ttl=1_000)
+    mdb.upsert({"id": "long"}, ttl=2 * TEN_YEARS_S)
+    every = [{"id": "brief"}, {"id": "long"}]
+    assert [ahead.do("records"), list(mdb.all()), behind.do("records")] == [every[1:], every, every]
+    assert behind.do("save") is None
+    assert [ahead.do("records"), list(mdb.all()), behind.do("records")] == [every[1:], every, every]
+    assert ahead.do("save") is None
+    assert [ahead.do("records"), list(mdb.all()), behind.do("records")] == [every[1:]] * 3
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_processes_whose_clocks_all_differ_lose_nothing_while_some_are_killed(library, path, seed):

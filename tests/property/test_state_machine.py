@@ -1,8 +1,9 @@
-"""Several handles of one database against a plain dict, over saves, crashes, forks and reopening."""
+"""Several handles of one database against a plain dict, over saves, crashes, forks, reopening, and as time goes by."""
 
 import contextlib
 import functools
 import gc
+import math
 import tempfile
 from pathlib import Path
 
@@ -19,8 +20,13 @@ INDEXES = st.integers(0, 11)
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 RECORDS = st.fixed_dictionaries({"job": NAMES}, optional={"name": NAMES, "v": values()})
 KEYS = st.tuples(NAMES, NAMES | st.none())
+TTLS = st.sampled_from([1, 3, 10, 1000])
 CHANGES = st.lists(
-    st.tuples(st.just("upsert"), RECORDS) | st.tuples(st.just("delete"), KEYS) | st.just(("clear", None)), max_size=6
+    st.tuples(st.just("upsert"), RECORDS)
+    | st.tuples(st.just("upsert_for"), st.tuples(RECORDS, TTLS))
+    | st.tuples(st.just("delete"), KEYS)
+    | st.just(("clear", None)),
+    max_size=6,
 )
 
 
@@ -30,17 +36,56 @@ def key_of(record):
 
 def carry_out(changes, mdb):
     for what, argument in changes:
-        getattr(mdb, what)(*([] if argument is None else [argument]))
-
-
-def carry_out_on_dict(changes, model):
-    for what, argument in changes:
-        if what == "upsert":
-            model[key_of(argument)] = argument
-        elif what == "delete":
-            model.pop(argument, None)
+        if what == "upsert_for":
+            record, ttl = argument
+            mdb.upsert(record, ttl=ttl)
         else:
-            model.clear()
+            getattr(mdb, what)(*([] if argument is None else [argument]))
+
+
+class Model:
+    """What a table should show: a plain dict, from which nothing goes before it is deleted, and when what expires."""
+
+    def __init__(self):
+        self.now = 1_000_000.0
+        self.records = {}
+        self.times = {}
+
+    def shown(self):
+        """Without what has expired."""
+        return {key: record for key, record in self.records.items() if not self.times.get(key, math.inf) <= self.now}
+
+    def carry_out(self, changes):
+        for what, argument in changes:
+            if what == "upsert":
+                self.upsert(argument)
+            elif what == "upsert_for":
+                self.upsert(*argument)
+            elif what == "delete":
+                self.delete(argument)
+            else:
+                self.records.clear()
+                self.times.clear()
+
+    def upsert(self, record, ttl=None):
+        key = key_of(record)
+        self.records[key] = record
+        self.times.pop(key, None)
+        if ttl is not None:
+            self.times[key] = self.now + ttl
+
+    def delete(self, key):
+        """Whether there was one. What has expired stays at its place."""
+        if key not in self.shown():
+            return False
+        del self.records[key]
+        self.times.pop(key, None)
+        return True
+
+    def drop_expired(self):
+        """As a save does."""
+        self.records = self.shown()
+        self.times = {key: time for key, time in self.times.items() if key in self.records}
 
 
 def by_name(items):
@@ -91,7 +136,7 @@ class ManyHandles(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "mdb.json"
-        self.model = {}
+        self.model = Model()
         self.open_handles = []
         self.followers = []
 
@@ -108,7 +153,13 @@ class ManyHandles(RuleBasedStateMachine):
     @rule()
     def another_handle(self):
         self.open_handles.append(
-            microdb.MicroDB(self.path, ["job", "name"], indexes=["v", ("name", "v")], sorted_indexes=["v"])
+            microdb.MicroDB(
+                self.path,
+                ["job", "name"],
+                indexes=["v", ("name", "v")],
+                sorted_indexes=["v"],
+                clock=lambda: self.model.now,
+            )
         )
 
     def drop(self, index):
@@ -137,24 +188,51 @@ class ManyHandles(RuleBasedStateMachine):
     def upsert(self, index, record):
         mdb = self.handle(index)
         mdb.upsert(record)
-        self.model[key_of(record)] = record
+        self.model.upsert(record)
 
-    @rule(index=INDEXES, records=st.lists(RECORDS, max_size=5))
-    def upsert_many(self, index, records):
+    @rule(index=INDEXES, record=RECORDS, ttl=TTLS)
+    def upsert_for(self, index, record, ttl):
         mdb = self.handle(index)
-        mdb.upsert_many(records)
-        self.model.update((key_of(record), record) for record in records)
+        mdb.upsert(record, ttl=ttl)
+        self.model.upsert(record, ttl)
+
+    @rule(seconds=TTLS | TTLS.map(lambda seconds: -seconds))
+    def time_goes_by(self, seconds):
+        """And perhaps the clock is set back."""
+        self.model.now += seconds
+
+    @rule(index=INDEXES, key=KEYS, ttl=TTLS | st.none())
+    def set_expiry(self, index, key, ttl):
+        mdb = self.handle(index)
+        if key not in self.model.shown():
+            with pytest.raises(KeyError):
+                mdb.set_expiry(key, ttl=ttl)
+            return
+        mdb.set_expiry(key, ttl=ttl)
+        self.model.upsert(self.model.records[key], ttl)
+
+    @rule(index=INDEXES, records=st.lists(RECORDS, max_size=5), ttl=TTLS | st.none())
+    def upsert_many(self, index, records, ttl):
+        mdb = self.handle(index)
+        mdb.upsert_many(records, ttl=ttl)
+        for record in records:
+            self.model.upsert(record, ttl)
 
     @rule(index=INDEXES, key=KEYS, value=values(), create=st.booleans())
     def patch(self, index, key, value, create):
         mdb = self.handle(index)
-        if key not in self.model and not create:
+        shown = self.model.shown()
+        if key not in shown and not create:
             with pytest.raises(KeyError):
                 mdb.patch(key, v=value)
             return
         begun = {name: part for name, part in zip(("job", "name"), key, strict=True) if part is not None}
-        self.model[key] = {**self.model.get(key, begun), "v": value}
-        assert same(mdb.patch(key, v=value, create=create), self.model[key])
+        patched = {**shown.get(key, begun), "v": value}
+        assert same(mdb.patch(key, v=value, create=create), patched)
+        if key in shown:
+            self.model.records[key] = patched
+        else:
+            self.model.upsert(patched)
 
     @rule(index=INDEXES, record=RECORDS, is_right=st.booleans())
     def upsert_expecting(self, index, record, is_right):
@@ -162,11 +240,11 @@ class ManyHandles(RuleBasedStateMachine):
         key = key_of(record)
         if is_right:
             mdb.upsert(record, expected=mdb.get(key, microdb.ABSENT))
-            self.model[key] = record
+            self.model.upsert(record)
         else:
             with pytest.raises(microdb.ConflictError) as caught:
                 mdb.upsert(record, expected={"job": key[0], "name": "nobody's"})
-            assert same(caught.value.found, self.model.get(key, microdb.ABSENT))
+            assert same(caught.value.found, self.model.shown().get(key, microdb.ABSENT))
 
     @rule(index=INDEXES, name=NAMES, value=values(), changes=CHANGES, job=NAMES)
     def find(self, index, name, value, changes, job):
@@ -190,21 +268,21 @@ class ManyHandles(RuleBasedStateMachine):
     @rule(index=INDEXES, key=KEYS)
     def delete(self, index, key):
         mdb = self.handle(index)
-        assert mdb.delete(key) == (self.model.pop(key, None) is not None)
+        assert mdb.delete(key) == self.model.delete(key)
 
     @rule(index=INDEXES)
     def clear(self, index):
         mdb = self.handle(index)
         mdb.clear()
-        self.model.clear()
+        self.model.carry_out([("clear", None)])
 
     @rule(index=INDEXES, changes=CHANGES)
     def transaction(self, index, changes):
         mdb = self.handle(index)
         with mdb.transaction():
             carry_out(changes, mdb)
-            carry_out_on_dict(changes, self.model)
-            assert same(by_name(mdb.items()), by_name(self.model.items()))
+            self.model.carry_out(changes)
+            assert same(by_name(mdb.items()), by_name(self.model.shown().items()))
 
     @rule(index=INDEXES, changes=CHANGES)
     def failing_transaction(self, index, changes):
@@ -217,11 +295,13 @@ class ManyHandles(RuleBasedStateMachine):
     def save(self, index):
         mdb = self.handle(index)
         mdb.save()
+        self.model.drop_expired()
 
     @rule(index=INDEXES)
     def save_as_grid(self, index):
         mdb = self.handle(index)
-        fields = {tuple(sorted(record)) for record in self.model.values()}
+        self.model.drop_expired()
+        fields = {tuple(sorted(record)) for record in self.model.records.values()}
         if len(fields) > 1:
             with pytest.raises(microdb.GridError):
                 mdb.save_as_grid()
@@ -251,15 +331,18 @@ class ManyHandles(RuleBasedStateMachine):
     def fork(self, index, changes):
         """A child goes on with the same handle, and ends without closing it."""
         assert forked(lambda: carry_out(changes, self.handle(index))) == 0
-        carry_out_on_dict(changes, self.model)
+        self.model.carry_out(changes)
 
     @invariant()
     def every_handle_shows_the_model(self):
+        shown = self.model.shown()
         for mdb in self.open_handles:
-            assert same(by_name(mdb.items()), by_name(self.model.items()))
-            assert len(mdb) == len(self.model)
-            for key, record in self.model.items():
+            assert same(by_name(mdb.items()), by_name(shown.items()))
+            assert len(mdb) == len(shown)
+            for key, record in shown.items():
                 assert same(by_name([(key, mdb[key])]), by_name([(key, record)]))
+                assert mdb.expiry(key) == self.model.times.get(key)
+            assert not any(key in mdb for key in self.model.records.keys() - shown.keys())
 
 
 ManyHandles.TestCase.settings = settings(

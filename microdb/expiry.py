@@ -1,0 +1,59 @@
+"""Until when a record is there: the time that a caller gives, and whether it has come. Pure: the clock is the caller's.
+
+Times are those of the clock on the wall, in seconds since 1970.
+"""
+
+import datetime as dt
+import math
+from typing import Any, TypeGuard
+
+from microdb.values import Expiring, Record
+
+__all__ = ["has_expired", "when"]
+
+
+def has_expired(record: Record | None, now: float) -> TypeGuard[Expiring]:
+    """Whether a stored record is one whose time has come.
+
+    >>> has_expired(Expiring({"id": 1}, 1000.0), 999.9), has_expired(Expiring({"id": 1}, 1000.0), 1000.0)
+    (False, True)
+    """
+    return type(record) is Expiring and record.expires_at <= now
+
+
+def when(ttl: float | None, expires_at: float | dt.datetime | None, now: float) -> float | None:
+    """When a record expires that is to be there for `ttl` seconds from now on, or until a time; None: never.
+
+    >>> when(60, None, 1000.0), when(None, dt.datetime(1970, 1, 2, tzinfo=dt.UTC), 1000.0), when(None, None, 1000.0)
+    (1060.0, 86400.0, None)
+
+    Raises:
+        TypeError: Both are given; or one is no number, and the time no datetime with a time zone either.
+        ValueError: `ttl` is not above 0; or one is not finite.
+    """
+    if ttl is not None and expires_at is not None:
+        raise TypeError("give ttl or expires_at, not both")
+    if ttl is not None:
+        seconds = _finite("ttl", "a number of seconds", ttl)
+        if seconds <= 0:
+            raise ValueError(f"ttl is a number of seconds above 0, found {ttl!r}; to remove a record, delete it")
+        return now + seconds
+    if expires_at is None:
+        return None
+    if isinstance(expires_at, dt.datetime):
+        if expires_at.utcoffset() is None:
+            raise TypeError(f"expires_at: {expires_at!r} has no time zone; give it one, as with .astimezone()")
+        return expires_at.timestamp()
+    return _finite("expires_at", "a number of seconds since 1970, or a datetime with a time zone", expires_at)
+
+
+def _finite(name: str, what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {what}, found {value!r:.60}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is {what}, and finite; found {seconds!r}")
+    return seconds
