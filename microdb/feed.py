@@ -4,16 +4,19 @@ A `Watch` keeps a table of its own, at the position to which it has told. So it 
 change, and once the log no longer leads on from there, it can still tell the difference.
 """
 
+import heapq
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Self
 
 from microdb.changes import Change
 from microdb.errors import SinceLostError
+from microdb.expiry import has_expired
 from microdb.keys import Key
 from microdb.query import Query
 from microdb.table import Records
-from microdb.values import UNKNOWN, Record, Unknown
+from microdb.values import UNKNOWN, Expiring, Record, Unknown
 from microdb.wal.codec import encode_upsert
 from microdb.wal.format import Payload, Position
 
@@ -26,21 +29,24 @@ class Event(NamedTuple):
     Attributes:
         position: Where a later ``watch(since=position)`` goes on so that nothing is missed. Of several changes that
             were made as one, all but the last bear the position before them: then they are told once more.
-        kind: ``upsert`` or ``delete``; ``clear`` if all records were removed at once; ``resync`` if so much was written
-            and saved since the last event that the single changes are kept no more.
+        kind: ``upsert`` or ``delete``; ``expire`` if its time has come, by the clock, and after ``since=`` perhaps once
+            more; ``clear`` if all records were removed at once; ``resync`` if so much was written and saved since the
+            last event that the single changes are kept no more.
         key: Of the record; None for a clear and a resync.
         old: The record that stood there before; None if there was none; `UNKNOWN` if a save has made it impossible to
             tell, as may be for what comes first after ``since=``.
         new: The record that stands there now; None if there is none.
+        expires_at: When the new record expires, in seconds since 1970; None: never.
         parts: What a clear or a resync comes to: an upsert or a delete for each record that is another one now. Those
             that are unknown are not among those of a clear.
     """
 
     position: Position
-    kind: Literal["upsert", "delete", "clear", "resync"]
+    kind: Literal["upsert", "delete", "expire", "clear", "resync"]
     key: Key | None
     old: Record | Unknown | None
     new: Record | None
+    expires_at: float | None = None
     parts: tuple["Event", ...] = ()
 
 
@@ -85,6 +91,7 @@ class Source(NamedTuple):
         changes_of: What a batch holds.
         sleep: Return when the head has moved on from this one, or after so many seconds, or sooner.
         wake: Let all who sleep return.
+        clock: By which records expire.
     """
 
     origin: Callable[[Position | None], Origin]
@@ -92,6 +99,7 @@ class Source(NamedTuple):
     changes_of: Callable[[Payload], Sequence[Change]]
     sleep: Callable[[int, float | None], None]
     wake: Callable[[], None]
+    clock: Callable[[], float]
 
 
 class Watch(Iterator[Event]):
@@ -117,8 +125,13 @@ class Watch(Iterator[Event]):
         self._source = source
         self._query = query
         records, self.position = source.origin(since)
-        self._is_whole = records is not None
-        self._records: dict[Key, Record | None] = {} if records is None else {**records}
+        self._records: dict[Key, Record | None] = {}
+        self._times: list[tuple[float, int, Key]] = []
+        self._numbers = itertools.count()
+        self._is_whole = False
+        if records is not None:
+            # Of what has expired since a position nothing was told, perhaps.
+            self._begin(self._unexpired(records) if since is None else records)
         self._head = -1
         self._coming: Iterator[Event] = iter(())
         self._is_closed = False
@@ -159,12 +172,18 @@ class Watch(Iterator[Event]):
             self._head = news.head
             self._coming = self._events(news) if news.is_complete else self._resync(news)
             event = next(self._coming, None)
+        if event is None and self._times and not self._is_closed:
+            self._coming = self._expire()
+            event = next(self._coming, None)
         return event
 
     def sleep(self, timeout: float | None) -> None:
         """Return when there may be something to take, or after a while."""
         if not self._is_closed:
-            self._source.sleep(self._head, timeout)
+            limits_s = [] if timeout is None else [timeout]
+            if self._times:
+                limits_s.append(self._times[0][0] - self._source.clock())
+            self._source.sleep(self._head, min(limits_s, default=None))
 
     def close(self) -> None:
         """End it: whoever waits for an event gets none any more. Closing twice does nothing."""
@@ -195,7 +214,41 @@ class Watch(Iterator[Event]):
             yield from (event._replace(position=end) for event in events[-1:])
         self.position = news.end
         if news.records is not None:
-            self._records, self._is_whole = {**news.records}, True
+            self._begin(news.records)
+
+    def _begin(self, records: Records) -> None:
+        """Go on from a whole table."""
+        self._records = {**records}
+        self._is_whole = True
+        self._times = []
+        for key, record in self._records.items():
+            self._note_time(key, record)
+
+    def _unexpired(self, records: Records) -> Records:
+        now = self._source.clock()
+        return {key: record for key, record in records.items() if not has_expired(record, now)}
+
+    def _set(self, key: Key, record: Record | None) -> None:
+        if record is None and self._is_whole:
+            self._records.pop(key, None)
+        else:
+            self._records[key] = record
+            self._note_time(key, record)
+
+    def _note_time(self, key: Key, record: Record | None) -> None:
+        if type(record) is Expiring:
+            # The number keeps keys, which may have no order, from being compared.
+            heapq.heappush(self._times, (record.expires_at, next(self._numbers), key))
+
+    def _expire(self) -> Iterator[Event]:
+        """What has expired by now, in the order of the times."""
+        now = self._source.clock()
+        while self._times and self._times[0][0] <= now:
+            key = heapq.heappop(self._times)[2]
+            record = self._records.get(key)
+            if has_expired(record, now):
+                self._set(key, None)
+                yield from self._single("expire", key, record, None)
 
     def _carry_out(self, change: Change) -> list[Event]:
         """Do to the own table what a change does, and tell it, if it is asked for."""
@@ -207,18 +260,20 @@ class Watch(Iterator[Event]):
             self._is_whole = True
             return [event] * is_meant
         old = self._records.get(key, None if self._is_whole else UNKNOWN)
-        if new is None and self._is_whole:
-            self._records.pop(key, None)
-        else:
-            self._records[key] = new
-        return self._single(key, old, new)
+        events: list[Event] = []
+        if isinstance(old, dict) and has_expired(old, self._source.clock()):
+            events, old = self._single("expire", key, old, None), None
+        self._set(key, new)
+        return events + self._single("delete" if new is None else "upsert", key, old, new)
 
     def _resync(self, news: News) -> Iterator[Event]:
         """What the single changes, which are lost, have come to."""
         if not self._is_whole or news.records is None:
             raise SinceLostError(f"{self.position} is kept no more: since then so much was written and saved")
-        event = self._difference("resync", news.records)
-        self._records, self.position = {**news.records}, news.end
+        records = self._unexpired(news.records)
+        event = self._difference("resync", records)
+        self._begin(records)
+        self.position = news.end
         yield event._replace(position=news.end)
 
     def _difference(self, kind: Literal["clear", "resync"], now: Records) -> Event:
@@ -226,10 +281,20 @@ class Watch(Iterator[Event]):
         changed: list[tuple[Key, Record | None, Record | None]]
         changed = [(key, before[key], None) for key in before if key not in now]
         changed += [(key, before.get(key), new) for key, new in now.items() if not _is_same(before.get(key), new)]
-        parts = [part for key, old, new in changed for part in self._single(key, old, new)]
-        return Event(self.position, kind, None, None, None, tuple(parts))
+        parts = [
+            part
+            for key, old, new in changed
+            for part in self._single("delete" if new is None else "upsert", key, old, new)
+        ]
+        return Event(self.position, kind, None, None, None, parts=tuple(parts))
 
-    def _single(self, key: Key, old: Record | Unknown | None, new: Record | None) -> list[Event]:
+    def _single(
+        self,
+        kind: Literal["upsert", "delete", "expire"],
+        key: Key,
+        old: Record | Unknown | None,
+        new: Record | None,
+    ) -> list[Event]:
         """The event of one record; none if nobody asked for it, or nothing has come of it."""
         if old is None and new is None:
             return []
@@ -240,10 +305,11 @@ class Watch(Iterator[Event]):
         return [
             Event(
                 self.position,
-                "delete" if new is None else "upsert",
+                kind,
                 key,
                 old.copy() if isinstance(old, dict) else old,
                 None if new is None else new.copy(),
+                new.expires_at if type(new) is Expiring else None,
             )
         ]
 

@@ -29,6 +29,7 @@ from microdb.query import Query
 from microdb.table import Records
 from microdb.values import Record
 from microdb.wal.bell import Bell, ring
+from microdb.wal.codec import is_carried
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Payload, Position
 from microdb.wal.header import HEAD
@@ -120,7 +121,8 @@ class Watching(Claims):
         Raises:
             SinceLostError: That position is kept no more, or is none of this database.
         """
-        source = Source(self._origin, self._news, self._changes_of, functools.partial(self._sleep, Bell()), self._wake)
+        sleep = functools.partial(self._sleep, Bell())
+        source = Source(self._origin, self._news, self._changes_of, sleep, self._wake, self._clock)
         return Watch(source, None if where is None else self._query(where), since)
 
     def wait(
@@ -292,7 +294,7 @@ class Watching(Claims):
             records = self._catch_up()
             position = self._position or _NOWHERE
             if since is None or since == position:
-                return Origin(records, position)
+                return Origin(dict(records), position)
         if isinstance(self._log, FileLog):
             with contextlib.suppress(GoneError):
                 return Origin(records_of(self._log.load_as_of(since), self._log.name, self._keys), since)
@@ -324,7 +326,8 @@ class Watching(Claims):
 
     def _changes_of(self, payload: Payload) -> list[Change]:
         """See `feed.Source`."""
-        return next(changes_in([payload], self._keys, self._log.name))
+        # What a save carries over is known already, or will be with the table.
+        return [] if is_carried(payload) else next(changes_in([payload], self._keys, self._log.name))
 
     def _sleep(self, bell: Bell, head: int, timeout_s: float | None) -> None:
         """See `feed.Source`."""

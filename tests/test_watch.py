@@ -689,3 +689,126 @@ def test_one_who_sleeps_costs_next_to_nothing(open_db):
     watch._source = source._replace(news=lambda *given: looks.append(given) or source.news(*given))
     assert watch.next(timeout=1.0) is None
     assert len(looks) <= (7 if bell._futex() else 130)
+
+
+# What expires.
+
+
+class Clock:
+    now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture(params=["file", "memory"])
+def timed(request, open_db, clock):
+    """A database whose clock is set by hand."""
+    return open_db(*([] if request.param == "file" else [":memory:"]), clock=clock)
+
+
+def test_what_expires_is_told_at_its_time_once(timed, clock):
+    timed.upsert({"id": 0}, ttl=1)
+    watch = timed.watch()
+    timed.upsert({"id": 1}, ttl=20)
+    timed.upsert({"id": 2}, expires_at=1_010)
+    assert [(event.kind, event.expires_at) for event in told(watch)] == [("upsert", 1_020.0), ("upsert", 1_010.0)]
+    assert told(watch) == []
+    clock.now = 1_030
+    assert short(told(watch)) == [
+        ("expire", (0,), {"id": 0}, None),
+        ("expire", (2,), {"id": 2}, None),
+        ("expire", (1,), {"id": 1}, None),
+    ]
+    assert told(watch) == told(timed.watch()) == []
+
+
+def test_what_has_expired_and_is_written_again_is_told_as_both(timed, clock):
+    timed.upsert({"id": 1, "n": 1}, ttl=1)
+    timed.upsert({"id": 2, "n": 1}, ttl=1)
+    watch = timed.watch()
+    clock.now += 2
+    timed.upsert({"id": 1, "n": 2})
+    assert short(told(watch)) == [
+        ("expire", (1,), {"id": 1, "n": 1}, None),
+        ("upsert", (1,), None, {"id": 1, "n": 2}),
+        ("expire", (2,), {"id": 2, "n": 1}, None),
+    ]
+
+
+def test_a_time_that_is_put_off_or_taken_away_counts_no_more(timed, clock):
+    timed.upsert_many([{"id": 1}, {"id": 2}, {"id": 3}], ttl=10)
+    watch = timed.watch()
+    timed.set_expiry((1,), ttl=20)
+    timed.set_expiry((2,))
+    timed.delete((3,))
+    assert [(event.kind, event.expires_at) for event in told(watch)] == [
+        ("upsert", 1_020.0),
+        ("upsert", None),
+        ("delete", None),
+    ]
+    clock.now += 15
+    assert told(watch) == []
+    clock.now += 15
+    assert [(event.kind, event.key) for event in told(watch)] == [("expire", (1,))]
+
+
+def test_a_save_that_drops_what_has_expired_and_carries_the_rest_over_tells_nothing_new(open_db, clock):
+    mdb = open_db(clock=clock)
+    mdb.upsert({"id": 1}, ttl=10)
+    mdb.upsert({"id": 2}, ttl=30)
+    early, late = mdb.watch(), mdb.watch()
+    clock.now += 20
+    assert [event.kind for event in told(early)] == ["expire"]
+    mdb.save()
+    assert told(early) == []
+    assert [(event.kind, event.key) for event in told(late)] == [("expire", (1,))]
+    assert early.position == late.position == mdb.position
+    clock.now += 20
+    assert [event.key for event in told(early)] == [(2,)] == [event.key for event in told(late)]
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_what_has_expired_since_a_position_is_told(open_db, clock, is_saved):
+    mdb = open_db(clock=clock)
+    mdb.upsert({"id": 1}, ttl=10)
+    since = mdb.position
+    mdb.upsert({"id": 2}, ttl=10)
+    if is_saved:
+        mdb.save()
+    clock.now += 20
+    events = short(told(mdb.watch(since=since)))
+    assert events[0] == ("upsert", (2,), None if not is_saved else microdb.UNKNOWN, {"id": 2})
+    assert sorted(events[1:]) == [("expire", (1,), {"id": 1}, None), ("expire", (2,), {"id": 2}, None)]
+
+
+def test_a_resync_counts_what_has_expired_as_gone(forgetful, clock):
+    forgetful._clock = clock
+    forgetful.upsert({"id": 1}, ttl=10)
+    watch = forgetful.watch()
+    for n in (2, 3):
+        forgetful.upsert({"id": n}, ttl=n)
+        forgetful.save()
+    clock.now += 20
+    (event,) = told(watch)
+    assert (event.kind, short(event.parts)) == ("resync", [("delete", (1,), {"id": 1}, None)])
+
+
+def test_only_what_is_meant_is_told_as_it_expires(timed, clock):
+    timed.upsert_many([{"id": 1, "n": 1}, {"id": 2, "n": 2}], ttl=1)
+    watch = timed.watch(where={"n": 2})
+    clock.now += 2
+    assert [event.key for event in told(watch)] == [(2,)]
+
+
+def test_whoever_waits_is_told_of_what_expires_without_a_write(either):
+    either.upsert({"id": 1}, ttl=0.05)
+    watch = either.watch()
+    assert watch.next(timeout=20).kind == "expire"
+    either.upsert({"id": 2}, ttl=0.05)
+    assert either.wait((2,), lambda record: record is None, timeout=20) is None
