@@ -237,10 +237,10 @@ def test_an_interrupt_just_as_it_begins_leaves_a_save_that_is_waited_for(open_db
 
 def test_what_a_save_carries_over_is_no_reason_for_the_next_one(open_db):
     """Of a grid, it is far longer than the snapshot."""
+    first = open_db(auto_save=False)
+    first.upsert_many([{"id": n, "x" * 100: n} for n in range(50)], ttl=86_400)
+    first.save_as_grid()
     mdb = open_db(auto_save_bytes=1_000)
-    mdb.upsert_many([{"id": n, "x" * 100: n} for n in range(50)], ttl=86_400)
-    mdb.save_as_grid()
-    mdb._auto_save.wait()
     saves = mdb.stats().saves
     for n in range(30):
         mdb.upsert({"id": 0, "x" * 100: n})

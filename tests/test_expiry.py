@@ -531,6 +531,27 @@ def test_a_save_that_fails_leaves_the_times(opened, clock, call, name):
     assert list(mdb) == list(other) == [("a",), ("d",)]
 
 
+@pytest.mark.parametrize("is_rebooted", [False, True])
+def test_a_saver_that_died_before_its_snapshot_was_in_place_leaves_the_times(opened, wal, is_rebooted):
+    """Its log goes further than the other, and yet tells of no change."""
+    with opened() as mdb:
+        mdb.upsert(A)
+        mdb.save()
+        mdb.upsert(B, ttl=10)
+    faulty = Faulty()
+
+    def die():
+        faulty.on["rename"] = only("mdb.json", lambda _: os._exit(9))
+        opened(files=faulty).save()
+
+    assert forked(die) == 9
+    assert wal.log(3).exists()
+    if is_rebooted:
+        wal.forget_boot()
+    mdb = opened()
+    assert (list(mdb), mdb.expiry(A), mdb.expiry(B), wal.log(3).exists()) == ([("a",), ("b",)], None, T + 10, False)
+
+
 def test_an_export_leaves_out_what_has_expired_and_all_times(opened, tmp_path, clock):
     mdb = opened()
     mdb.upsert_many([A, B], ttl=10)

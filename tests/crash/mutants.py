@@ -43,7 +43,6 @@ _OVERLAY = (
 )
 _FSYNC = "tests/crash/test_failed_fsync.py"
 _EXPIRY = "tests/test_expiry.py"
-_CRASHES = "tests/crash/test_crash_states.py"
 _KILLS = "tests/crash/test_syscall_kills.py"
 _POWER = "tests/crash/test_power_cut.py"
 
@@ -298,14 +297,14 @@ MUTANTS = [
         "recovery.py",
         "self.run.end.sequence - sum(1 for _ in takewhile(is_carried, reversed(self.run.payloads)))",
         "self.run.end.sequence",
-        f"{_CRASHES} -k expir",
+        _EXPIRY,
     ),
     Mutant(
         "a draft after a failed fsync into which times were carried counts as published",
         "recovery.py",
         "newer.last_change == log.base_sequence and not newer.tail",
         "not newer.data",
-        f"{_CRASHES} -k expir",
+        _FSYNC,
     ),
     Mutant(
         "a save does not carry times over",

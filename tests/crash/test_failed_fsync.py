@@ -54,9 +54,15 @@ def durable(open_db, path, wal):
     return wal.log(2).read_bytes()
 
 
-def test_a_power_cut_in_the_save_that_follows_a_failed_fsync_leaves_what_was_durable(durable, open_db, path, wal):
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_power_cut_in_the_save_that_follows_a_failed_fsync_leaves_what_was_durable(
+    durable, open_db, path, wal, expires
+):
+    """Also if that save had carried over when records expire."""
     with microdb.MicroDB(path, ["id"]) as mdb:
         mdb.upsert({"id": 3})
+        if expires:
+            mdb.set_expiry((1,), expires_at=1e11)
 
     def child():
         failing = Failing(sync_data=True)
