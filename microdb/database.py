@@ -22,7 +22,7 @@ from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
-from microdb.wal.header import DIRTY, HEAD, OWNER, REPAIRS, SAVES, TORN
+from microdb.wal.header import CONFLICTS, DIRTY, HEAD, LOCK_WAITS, OWNER, REPAIRS, SAVE_US, SAVES, TORN, positions
 from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
 
@@ -231,23 +231,38 @@ class MicroDB(Claims):
         pprint.pprint(snapshot.grid(list(self.all())))  # noqa: T203  # That is what it is for.
 
     def stats(self) -> Stats:
-        """How the database is now."""
+        """How the database is now, and who has it open. Costs some system calls.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> stats = mdb.stats()
+        >>> stats.records, stats.sequence, list(stats.positions.values()), stats.last_save_s
+        (1, 1, [1], None)
+        """
         with self._whole() as records:
-            log = self._log
-            generation, end = split_head(log.words[HEAD])
+            log, words = self._log, self._log.words
+            head = words[HEAD]
+            generation, end = split_head(head)
+            sequence = self._position.sequence if self._position is not None else 0
+            pids = log.pids() if isinstance(log, FileLog) else (os.getpid(),)
             identity = log.files.identity(log.paths.snapshot) if isinstance(log, FileLog) else None
             return Stats(
                 records=len(records),
                 generation=generation,
-                sequence=self._position.sequence if self._position is not None else 0,
+                sequence=sequence,
                 log_bytes=end,
                 snapshot_bytes=identity.size if identity is not None else 0,
-                pids=log.pids() if isinstance(log, FileLog) else (os.getpid(),),
-                owner_pid=log.words[OWNER] or None,
-                dirty_pid=log.words[DIRTY] or None,
-                saves=log.words[SAVES],
-                repairs=log.words[REPAIRS],
-                torn_tails=log.words[TORN],
+                pids=pids,
+                owner_pid=words[OWNER] or None,
+                dirty_pid=words[DIRTY] or None,
+                saves=words[SAVES],
+                repairs=words[REPAIRS],
+                torn_tails=words[TORN],
+                head=head,
+                positions=positions(words, pids) if isinstance(log, FileLog) else {os.getpid(): sequence},
+                lock_waits=words[LOCK_WAITS],
+                conflicts=words[CONFLICTS],
+                last_save_s=words[SAVE_US] / 1e6 if words[SAVE_US] else None,
             )
 
     # Files.

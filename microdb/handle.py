@@ -121,11 +121,13 @@ class Handle(OpenTable):
             if ahead is not None:
                 ahead.payloads.extend(payloads)
                 self._ahead = Ahead(ahead.payloads, end, words[HEAD])
+                self._log.slot.sequence[0] = end.sequence
                 return
             self._position = None if self._log.keeps_all else before
             for commit in group:
                 apply(commit.changes, self._records)
             self._position, self._applied = end, words[HEAD]
+            self._log.slot.sequence[0] = end.sequence
             self._open_gate()
 
     def _prepare_locked(self) -> None:

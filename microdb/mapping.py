@@ -10,7 +10,7 @@ from microdb.handle import Handle
 from microdb.keys import Key
 from microdb.values import ABSENT, Absent, Record, are_dicts, are_flat, equal, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
-from microdb.wal.header import HEAD
+from microdb.wal.header import CONFLICTS, HEAD, count
 
 __all__ = ["RecordMapping"]
 
@@ -248,6 +248,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             key = self._keys.of(record)
             found = self.get(key)
             if not _is(found, expected):
+                count(self._words, CONFLICTS)
                 raise ConflictError(
                     f"record {key!r} is not what was expected: someone else has changed it",
                     found=ABSENT if found is None else found,

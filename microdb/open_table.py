@@ -201,6 +201,7 @@ class OpenTable:
             return True
         if self._position is position and self._ahead is ahead:
             self._ahead = Ahead(list(payloads), end, head)
+            self._log.slot.sequence[0] = end.sequence
         return True
 
     def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:
@@ -218,6 +219,7 @@ class OpenTable:
         if self._records is not records:
             return False
         self._position, self._applied = end, head
+        self._log.slot.sequence[0] = end.sequence
         self._reflect()
         return True
 
@@ -236,6 +238,8 @@ class OpenTable:
         records = records_of(start, self._log.name, self._keys)
         self._ahead = None
         self._records, self._position, self._applied = records, start.end, start.head
+        if start.end is not None:
+            self._log.slot.sequence[0] = start.end.sequence
         self._reflect()
 
     def freshen(self) -> int:

@@ -16,6 +16,7 @@ Order of locks: save lock, then write lock. Whoever already holds the write lock
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -27,7 +28,7 @@ from microdb.save_lock import save_lock
 from microdb.values import Record
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, head_of, split_head
-from microdb.wal.header import DIRTY, HEAD
+from microdb.wal.header import DIRTY, HEAD, SAVE_US
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import LogFile, create_log
 from microdb.wal.writer import write_frames
@@ -98,6 +99,7 @@ def save(
     log.look()
     is_inside = log.lock.is_mine()
     with contextlib.nullcontext() if is_inside else save_lock(log.lock, log.paths.save_lock, save_timeout_s):
+        began_s = time.monotonic()
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
         for _ in range(_ROUNDS_MAX):
@@ -114,12 +116,15 @@ def save(
                 return False
             with held(log.lock, timeout_s):
                 try:
-                    return _switch(log, draft)
+                    if not _switch(log, draft):
+                        return False
+                    log.words[SAVE_US] = max(round((time.monotonic() - began_s) * 1e6), 1)
                 finally:
                     log.lock.writing = None
         finally:
             for path in temporaries:
                 log.files.unlink(path)
+    return True
 
 
 def _draft(

@@ -22,7 +22,7 @@ from microdb.errors import (
     StorageError,
 )
 from microdb.files import File
-from microdb.locks import REENTRANT, held, holders, refuse_in_child
+from microdb.locks import REENTRANT, held, refuse_in_child
 from microdb.wal import header
 from microdb.wal.format import (
     DURABLE_BEFORE,
@@ -148,11 +148,6 @@ class FileLog(OpenFiles):
     def read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
         """The batches from a position to a published head, across the saves that came in between."""
         return self.generations.read(after, head)
-
-    def pids(self) -> tuple[int, ...]:
-        """The processes that are present."""
-        identity = self.files.identity(self.paths.header)
-        return () if identity is None else holders(identity.file)
 
     # Writing, under the lock.
 

@@ -7,7 +7,7 @@ from microdb.errors import ReentrantError
 from microdb.locks import REENTRANT, WriteLock
 from microdb.table import Overlay
 from microdb.wal.format import Payload, Position
-from microdb.wal.header import HEAD, HEADER_BYTES
+from microdb.wal.header import HEAD, HEADER_BYTES, Slot
 from microdb.wal.log import Start
 
 __all__ = ["MemoryLog"]
@@ -22,6 +22,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self.words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
         self.lock = WriteLock()
+        self.slot = Slot()  # Never claimed: there is nobody to be told.
         self._payloads: Sequence[Payload] = ()
         self._end = Position(0, 0, 0, 0)
 
