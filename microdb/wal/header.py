@@ -200,10 +200,11 @@ class Slot:
         places = words[_SLOTS::2]
         pids = places.tolist()
         is_full = 0 not in pids
-        for place, one in enumerate(pids):
+        if present and (is_full or pid in pids):
             # Another process may have had this pid. Else the dead may rest: who is in another container looks dead.
-            if present and one not in present and (is_full or one == pid):
-                places[place] = pids[place] = 0
+            for place, one in enumerate(pids):
+                if one not in present and (is_full or one == pid):
+                    places[place] = pids[place] = 0
         if 0 in pids:
             at = _SLOTS + 2 * pids.index(0)
             # First of all, so that an interrupt leaves nothing behind.
