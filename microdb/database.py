@@ -302,7 +302,8 @@ class MicroDB(Claims):
                 self._prepare_locked()  # Saves, which is more.
         with self._whole():
             head = self._applied
-        self._log.sync(head)
+        with self._telling():
+            self._log.sync(head)
 
     def __enter__(self) -> Self:
         """This handle, to be closed at the end of the block."""

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from microdb import collecting, forks, snapshot
+from microdb import collecting, forks, notes, snapshot
 from microdb.errors import ClosedError, CorruptError
 from microdb.finder import Plan, plan
 from microdb.indexes import HashIndex, Index, IndexedRecords, SortedIndex
 from microdb.keys import Key, PartitionKeys
+from microdb.locks import is_owned
 from microdb.query import Candidates
 from microdb.recovery import recover
 from microdb.table import Records, apply
@@ -83,16 +84,20 @@ class OpenTable:
     def _find(self, key: Key) -> Record | None:
         """The stored record as of now, by the long way."""
         self._settle()
-        with self._table_lock:
-            records = self._catch_up()
-            view = self._own_view()
-            return records.get(key) if view is None else view.get(key)
+        try:
+            with self._table_lock:
+                records = self._catch_up()
+                view = self._own_view()
+                return records.get(key) if view is None else view.get(key)
+        finally:
+            if notes.waiting:
+                self._tell()
 
     def candidates(self, wanted: Mapping[str, Any]) -> Candidates:
         """See `query.Source`. An index is built when it is first of use: one pass over the table."""
         how = plan(wanted, self._keys.names, self._indexes, self._sorted_indexes)
         self._settle()
-        with self._table_lock:
+        with self._telling(), self._table_lock:
             records = self._catch_up()
             view = self._own_view()
             if how.way == "scan":
@@ -119,10 +124,27 @@ class OpenTable:
     def _whole(self) -> Iterator[Records]:
         """The table as of now, which nobody changes meanwhile."""
         self._settle()
-        with self._table_lock:
-            records = self._catch_up()
-            view = self._own_view()
-            yield records if view is None else view.whole()
+        try:
+            with self._table_lock:
+                records = self._catch_up()
+                view = self._own_view()
+                yield records if view is None else view.whole()
+        finally:
+            if notes.waiting:
+                self._tell()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Log at the end what was noted meanwhile."""
+        try:
+            yield
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Log what was noted, unless the calling thread holds a lock: then it does when it has left that."""
+        if not self._log.lock.is_mine() and not is_owned(self._table_lock):
+            notes.tell()
 
     def _own_view(self) -> Transaction | None:
         transaction = self._transaction
@@ -275,11 +297,13 @@ class OpenTable:
             self._log.close()
             raise
         self._pid = os.getpid()
+        notes.add(notes.DEBUG, "%s: opened, %d records at %s", self._log.name, len(self._records), self._position)
 
     def _load_anew(self) -> None:
         """The table's position is lost, or what follows it is gone. Under the table lock."""
         self._position = None
         self._load(self._log.load(None))
+        notes.add(notes.DEBUG, "%s: loaded anew, %d records at %s", self._log.name, len(self._records), self._position)
 
     def _close(self) -> None:
         let_go = self._log.close if self._pid == os.getpid() else self._log.detach

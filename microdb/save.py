@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from microdb import notes
 from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
 from microdb.locks import held
@@ -118,12 +119,15 @@ def save(
                 try:
                     if not _switch(log, draft):
                         return False
-                    log.words[SAVE_US] = max(round((time.monotonic() - began_s) * 1e6), 1)
+                    took_s = time.monotonic() - began_s
+                    log.words[SAVE_US] = max(round(took_s * 1e6), 1)
                 finally:
                     log.lock.writing = None
         finally:
             for path in temporaries:
                 log.files.unlink(path)
+    size = draft.snapshot.size()
+    notes.add(notes.INFO, "%s: saved %d records, %d bytes, in %.3f seconds", log.name, len(records), size, took_s)
     return True
 
 
@@ -207,6 +211,10 @@ def _switch(log: FileLog, draft: _Draft) -> bool:
         if in_place and isinstance(error, OSError) and log.words[HEAD] == head:
             log.publish_generation(end.generation, end.offset, salt, poisoned=True)
             log.words[DIRTY] = 0
+            failed = (
+                "%s: the last fsync of a save failed (%s); it may be lost with the power; the next write saves again"
+            )
+            notes.add(notes.ERROR, failed, log.name, str(error))
         else:
             log.repair()
         raise
