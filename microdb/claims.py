@@ -93,8 +93,9 @@ class Claim:
                     raise
 
     def __repr__(self) -> str:
-        """Of what, by whom and until when."""
-        return f"<Claim on {self.key!r} by {self.owner!r}, fence {self.fence}, until {self.until:.3f}>"
+        """Of what, by whom and until when. That somebody else has it by now, only the table tells."""
+        end = "ended" if self._has_ended else f"until {self.until:.3f}"
+        return f"<Claim on {self.key!r} by {self.owner!r}, fence {self.fence}, {end}>"
 
     def _end(self, changes: Mapping[str, Any]) -> Record:
         record = self._change(changes, {"owner": None, "until": None, "fence": self.fence})

@@ -12,7 +12,7 @@ from microdb.errors import MicroDBError, SinceLostError, StrPath
 from microdb.files import OS, Files
 from microdb.finder import index_fields
 from microdb.keys import PartitionKeys
-from microdb.open_table import records_of
+from microdb.open_table import CLOSED, records_of
 from microdb.paths import Paths, resolved
 from microdb.query import Query, conditions
 from microdb.save import Encode, export
@@ -211,8 +211,15 @@ class MicroDB(Claims):
         return str(list(self.all()))
 
     def __repr__(self) -> str:
-        """How it was opened."""
-        return f"{type(self).__name__}({os.fspath(self.filename)!r}, partition_keys={self.partition_keys!r})"
+        """How it was opened, and how much this process last saw in it. Looks at no file, and waits for nobody."""
+        how = f"{os.fspath(self.filename)!r}, partition_keys={self.partition_keys!r}"
+        if self.durability != "process":
+            how += f", durability={self.durability!r}"
+        if self._read_only:
+            how += ", read_only=True"
+        count = len(self._records)
+        state = "closed" if self._pid == CLOSED else f"{count} record{'' if count == 1 else 's'}"
+        return f"<{type(self).__name__}({how}): {state}>"
 
     def pprint_all(self) -> None:
         """Print the records as a list, neatly."""

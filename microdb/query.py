@@ -176,9 +176,15 @@ class Query:
         return f"{how}: {len(records)} record{'' if len(records) == 1 else 's'}"
 
     def __repr__(self) -> str:
-        """What is asked for."""
+        """What is asked for. Looks at no record."""
         asked = [f"{field}={value!r}" for field, value in self._wanted.items()]
-        return f"<Query where({', '.join([*map(repr, self._predicates), *asked])})>"
+        text = f"where({', '.join([*map(repr, self._predicates), *asked])})"
+        for fields, reverse in self._order:
+            text += f".order_by({', '.join([*map(repr, fields), *['reverse=True'] * reverse])})"
+        if self._part != slice(None):
+            behind = f", offset={self._part.start}" if self._part.start else ""
+            text += f".limit({self._part.stop - self._part.start}{behind})"
+        return f"<Query {text}>"
 
     def _stored(self) -> Iterable[Record]:
         """The stored records that are meant, in their order."""

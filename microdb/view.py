@@ -76,4 +76,4 @@ class View(Mapping[Key, Record]):
 
     def __repr__(self) -> str:
         """How many records, and of when."""
-        return f"<View of {len(self)} records at {self.position}>"
+        return f"<View of {len(self)} records at {self.position or 'no position'}>"
