@@ -155,12 +155,25 @@ class MicroDB(Claims):
 
     @property
     def position(self) -> Position | None:
-        """How far the table goes now, for `as_of`; None for a snapshot that nobody has written a log to."""
+        """How far the table goes now, for `as_of`; None for a snapshot that nobody has written a log to.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> mdb.position.sequence
+        1
+        """
         with self._whole():
             return self._position
 
     def as_of(self, position: Position | None) -> View:
         """The table as it was at a position, if no save has come since. Costs reading the snapshot and the log.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     before = mdb.position
+        ...     mdb.upsert({"id": 1})
+        ...     len(mdb.as_of(before)), len(mdb)
+        (0, 1)
 
         Raises:
             SinceLostError: A save has come: what was before it cannot be told any more. Or it is no position of this
@@ -222,13 +235,24 @@ class MicroDB(Claims):
         return f"<{type(self).__name__}({how}): {state}>"
 
     def pprint_all(self) -> None:
-        """Print the records as a list, neatly."""
+        """Print the records as a list, neatly.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1, "n": 5})
+        >>> mdb.pprint_all()
+        [{'id': 1, 'n': 5}]
+        """
         import pprint  # noqa: PLC0415  # It imports a good deal.
 
         pprint.pprint(list(self.all()))  # noqa: T203  # That is what it is for.
 
     def pprint_all_as_grid(self) -> None:
         """Print the field names, then one row a record.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1, "n": 5})
+        >>> mdb.pprint_all_as_grid()
+        [['id', 'n'], [1, 5]]
 
         Raises:
             GridError: A record lacks a field that another has.
@@ -277,6 +301,13 @@ class MicroDB(Claims):
     def save(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """Write the records as a JSON list, one a line, and begin a new log: compaction. Others write on meanwhile.
 
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     mdb.upsert({"id": 1})
+        ...     mdb.save()
+        ...     mdb.stats().saves, mdb.stats().snapshot_bytes
+        (1, 13)
+
         Args:
             filename: Write them there instead, and leave the database as it is. None: the database's own file.
             timeout: How many seconds to wait at most for another save to end, and for writers; None: as long as the
@@ -292,6 +323,14 @@ class MicroDB(Claims):
     def save_as_grid(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """As `save`, as a grid: the field names first, then one row a record. Smaller when all fields are common.
 
+        >>> import pathlib, tempfile
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 6}])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mdb.save_as_grid(f"{folder}/grid.json")
+        ...     pathlib.Path(folder, "grid.json").read_text().split()
+        ['[', '["id","n"],', '[1,5],', '[2,6]', ']']
+
         Raises:
             GridError: A record lacks a field that another has. Nothing was written.
         """
@@ -299,6 +338,11 @@ class MicroDB(Claims):
 
     def sync(self) -> None:
         """Return once everything acknowledged before this call is on the disk.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     mdb.upsert_many([{"id": 1}, {"id": 2}])
+        ...     mdb.sync()  # From here on they survive a power cut, for one fsync for all.
 
         Raises:
             OSError: It is not; the next write begins with a save.
@@ -322,7 +366,18 @@ class MicroDB(Claims):
         self.close()
 
     def erase_all(self) -> None:
-        """Remove all records, and save."""
+        """Remove all records, and save.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     mdb.upsert({"id": 1})
+        ...     mdb.erase_all()
+        ...     len(mdb), mdb.stats().saves
+        (0, 1)
+
+        Raises:
+            TypeError: It is in memory, and has no file to save to: `clear` is enough. The records are gone.
+        """
         self._refuse_in_transaction("erase_all()")
         with self.lock():
             self.clear()

@@ -271,6 +271,13 @@ class Handle(OpenTable):
 
         Closing twice does nothing. What was written is in the log already: closing saves nothing.
 
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.close()
+        >>> len(mdb)
+        Traceback (most recent call last):
+        microdb.errors.ClosedError: this handle is closed; open another one
+
         Raises:
             TransactionError: The calling thread is inside ``lock()`` or ``transaction()``.
             ReentrantError: A signal handler has interrupted a read for which such a save or write may be waiting.

@@ -8,6 +8,13 @@ __all__ = ["Stats"]
 class Stats(NamedTuple):
     """What a database looks like at a moment.
 
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.upsert_many([{"id": 1}, {"id": 2}])
+    >>> stats = mdb.stats()
+    >>> stats.records, stats.sequence, stats.saves
+    (2, 1, 0)
+
     Attributes:
         records: How many records the table holds.
         generation: Number of the current log.
