@@ -137,7 +137,7 @@ def test_the_words_of_the_page_are_what_its_table_says():
     constants = {name.lower().strip("_"): range(getattr(header, name), getattr(header, name) + 1) for name in names}
     constants |= {"magic": range(1), "version": range(1, 2), "boot": range(header._BOOT, header._BOOT + 2)}
     constants |= {"salt": range(header._SALT, header._SALT + 2)}
-    constants |= {"slots": range(header._SLOTS, header.HEADER_BYTES // 8)}
+    constants |= {"slots": range(header._SLOTS.start, header._SLOTS.stop)}
     assert words_of_the_page() == constants
 
 

@@ -90,7 +90,7 @@ SAVES: Final = 26
 LOCK_WAITS: Final = 32
 CONFLICTS: Final = 33
 SAVE_US: Final = 34
-_SLOTS: Final = 64
+_SLOTS: Final = range(64, HEADER_BYTES // 8, 2)
 
 
 def create(file: File) -> None:
@@ -169,7 +169,9 @@ def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: by
     words[0] = MAGIC
     words[DIRTY] = 0
     words[POISONED] = poisoned
-    words[_SLOTS:] = memoryview(bytes(HEADER_BYTES - 8 * _SLOTS)).cast("Q")
+    for slot in _SLOTS:
+        if words[slot]:
+            words[slot] = 0
     words[DURABLE] = 0
     publish(words, end.generation, end.offset, salt)
     words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
@@ -197,18 +199,17 @@ class Slot:
             present: The processes that had it open before; none where the system does not tell.
         """
         pid = os.getpid()
-        places = words[_SLOTS::2]
-        pids = places.tolist()
+        pids = [words[slot] for slot in _SLOTS]
         is_full = 0 not in pids
         if present and (is_full or pid in pids):
             # Another process may have had this pid. Else the dead may rest: who is in another container looks dead.
-            for place, one in enumerate(pids):
-                if one not in present and (is_full or one == pid):
-                    places[place] = pids[place] = 0
+            for place, slot in enumerate(_SLOTS):
+                if pids[place] not in present and (is_full or pids[place] == pid):
+                    words[slot] = pids[place] = 0
         if 0 in pids:
-            at = _SLOTS + 2 * pids.index(0)
+            slot = _SLOTS[pids.index(0)]
             # First of all, so that an interrupt leaves nothing behind.
-            self._pid, self._place, self.sequence = pid, words[at : at + 1], words[at + 1 : at + 2]
+            self._pid, self._place, self.sequence = pid, words[slot : slot + 1], words[slot + 1 : slot + 2]
             self.sequence[0] = 0
             self._place[0] = pid
 
@@ -226,8 +227,8 @@ class Slot:
 def positions(words: Words, pids: Collection[int]) -> dict[int, int]:
     """The sequence up to which each of these processes knows the log; of several handles the lowest."""
     found: dict[int, int] = {}
-    slots = words[_SLOTS:].tolist()
-    for pid, sequence in zip(slots[::2], slots[1::2], strict=True):
+    for slot in _SLOTS:
+        pid, sequence = words[slot], words[slot + 1]
         if pid in pids:
             found[pid] = min(sequence, found.get(pid, sequence))
     return dict(sorted(found.items()))
