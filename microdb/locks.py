@@ -401,7 +401,7 @@ def holders(file: tuple[int, int]) -> tuple[int, ...]:
     place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
     try:
         with open("/proc/locks", encoding="utf-8") as locks:  # Loaded already: no import once rights are given up.
-            lines = [line.split() for line in locks]
+            lines = [line.split() for line in locks if place in line]
     except FileNotFoundError:  # Another system.
         return ()
     found = {int(words[4]) for words in lines if words[1] == "FLOCK" and words[5] == place}
