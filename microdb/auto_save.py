@@ -1,13 +1,12 @@
 """Save in the background when the log has outgrown its bounds."""
 
 import contextlib
-import logging
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
-from microdb import snapshot
+from microdb import notes, snapshot
 from microdb.errors import ClosedError, GridError, LockTimeoutError, MicroDBError
 from microdb.save import Encode, Source, save
 from microdb.values import Record
@@ -15,8 +14,6 @@ from microdb.wal.file_log import FileLog
 from microdb.wal.memory_log import MemoryLog
 
 __all__ = ["AutoSave", "Growing"]
-
-_LOG: Final = logging.getLogger("microdb")
 
 
 class Growing(Source, Protocol):
@@ -52,7 +49,7 @@ class AutoSave:
             if self._min_bytes is not None and isinstance(self._log, FileLog):
                 self._consider(self._log, self._min_bytes, offset, growing)
         except (OSError, RuntimeError, MemoryError) as error:
-            _LOG.warning("%s: no automatic save (%s); the log goes on growing", self._log.name, str(error))
+            notes.add(notes.WARNING, "%s: no automatic save (%s); the log goes on growing", self._log.name, str(error))
 
     def _consider(self, log: FileLog, min_bytes: int, offset: int, growing: Growing) -> None:
         identity = log.files.identity(log.paths.snapshot)
@@ -89,11 +86,13 @@ class AutoSave:
             self._left_bytes = growing.log_bytes()
             self.above = min_bytes
         except (LockTimeoutError, ClosedError) as error:
-            _LOG.debug("%s: no automatic save: %s", log.name, str(error))
+            notes.add(notes.DEBUG, "%s: no automatic save: %s", log.name, str(error))
         except (OSError, MicroDBError):
             # As text: the traceback itself would keep its frames, and with them files, in whoever keeps the record.
             reason = traceback.format_exc()
-            _LOG.warning("%s: the automatic save failed; the log goes on growing\n%s", log.name, reason)
+            notes.add(notes.WARNING, "%s: the automatic save failed; the log goes on growing\n%s", log.name, reason)
+        finally:
+            notes.tell()
 
 
 def _same_form(log: FileLog) -> Encode:

@@ -13,6 +13,10 @@ __all__ = ["Report", "differences", "misled"]
 class Report(NamedTuple):
     """What `MicroDB.check` found.
 
+    >>> import microdb
+    >>> microdb.MicroDB(":memory:", ["id"]).check()
+    Report(records=0, problems=[])
+
     Attributes:
         records: How many records were compared.
         problems: What is wrong, a line each; empty if all is well.
@@ -23,7 +27,11 @@ class Report(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether nothing is wrong.
+
+        >>> Report(1, ["record (1,) is in the table, and not in the files"]).is_sound
+        False
+        """
         return not self.problems
 
 

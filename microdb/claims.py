@@ -29,6 +29,13 @@ class Claim:
 
     In a ``with`` block it is released at the end, unless it has ended before: so a job that raises is free at once.
 
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["job"])
+    >>> mdb.upsert({"job": "wash"})
+    >>> with mdb.claim({"job": "wash"}, lease=60, owner="me") as claim:
+    ...     claim.record["job"], claim.owner, mdb.claim({"job": "wash"}, lease=60)
+    ('wash', 'me', None)
+
     Attributes:
         record: As it was claimed.
         owner: Who has it.
@@ -51,6 +58,14 @@ class Claim:
     def renew(self, lease: float | None = None) -> None:
         """Have it for so many seconds from now on; None: for as many as in the beginning.
 
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["job"])
+        >>> mdb.upsert({"job": "wash"})
+        >>> claim = mdb.claim({"job": "wash"}, lease=60)
+        >>> claim.renew(3_600)
+        >>> claim.until == mdb["wash",]["claim"]["until"]
+        True
+
         Raises:
             ClaimLostError: Somebody else has claimed it since, or it has ended, or is deleted.
         """
@@ -60,6 +75,13 @@ class Claim:
 
     def release(self, **changes: Any) -> None:
         """Give it back, to be claimed by anyone.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["job"])
+        >>> mdb.upsert({"job": "wash"})
+        >>> mdb.claim({"job": "wash"}, lease=60).release(tries=1)
+        >>> mdb.claim({"job": "wash"}, lease=60).record["tries"]
+        1
 
         Args:
             changes: Fields to set at the same time.
@@ -71,6 +93,12 @@ class Claim:
 
     def complete(self, **changes: Any) -> Record:
         """Set fields, such as that by which the record is no more among those to be claimed, and end the claim, as one.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["job"])
+        >>> mdb.upsert({"job": "wash"})
+        >>> mdb.claim({"job": "wash"}, lease=60).complete(status="done")["status"]
+        'done'
 
         Returns:
             The record as it is then.
@@ -94,8 +122,9 @@ class Claim:
                     raise
 
     def __repr__(self) -> str:
-        """Of what, by whom and until when."""
-        return f"<Claim on {self.key!r} by {self.owner!r}, fence {self.fence}, until {self.until:.3f}>"
+        """Of what, by whom and until when. That somebody else has it by now, only the table tells."""
+        end = "ended" if self._has_ended else f"until {self.until:.3f}"
+        return f"<Claim on {self.key!r} by {self.owner!r}, fence {self.fence}, {end}>"
 
     def _end(self, changes: Mapping[str, Any]) -> Record:
         record = self._change(changes, {"owner": None, "until": None, "fence": self.fence})

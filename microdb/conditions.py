@@ -95,22 +95,38 @@ def between(low: Any, high: Any) -> Range:
 
 
 def at_least(low: Any) -> Range:
-    """`low` and more."""
+    """`low` and more.
+
+    >>> at_least(3).holds(3), at_least(3).holds(None)
+    (True, False)
+    """
     return Range(low=low)
 
 
 def above(low: Any) -> Range:
-    """More than `low`."""
+    """More than `low`.
+
+    >>> above(3).holds(3)
+    False
+    """
     return Range(low=low, with_low=False)
 
 
 def at_most(high: Any) -> Range:
-    """`high` and less."""
+    """`high` and less.
+
+    >>> at_most("m").holds("a")
+    True
+    """
     return Range(high=high)
 
 
 def below(high: Any) -> Range:
-    """Less than `high`."""
+    """Less than `high`.
+
+    >>> below(3).holds(3), below(3).holds("a")
+    (False, False)
+    """
     return Range(high=high, with_high=False)
 
 

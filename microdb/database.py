@@ -13,7 +13,7 @@ from microdb.expiry import has_expired
 from microdb.files import OS, Files
 from microdb.finder import index_fields
 from microdb.keys import PartitionKeys
-from microdb.open_table import records_of
+from microdb.open_table import CLOSED, records_of
 from microdb.paths import Paths, resolved
 from microdb.query import Query, conditions
 from microdb.save import Encode, export
@@ -23,7 +23,7 @@ from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
-from microdb.wal.header import DIRTY, HEAD, OWNER, REPAIRS, SAVES, TORN
+from microdb.wal.header import CONFLICTS, DIRTY, HEAD, LOCK_WAITS, OWNER, REPAIRS, SAVE_US, SAVES, TORN, positions
 from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
 from microdb.watching import Watching
@@ -160,7 +160,13 @@ class MicroDB(Watching):
 
     @property
     def position(self) -> Position | None:
-        """How far the table goes now, for `as_of`; None for a snapshot that nobody has written a log to."""
+        """How far the table goes now, for `as_of`; None for a snapshot that nobody has written a log to.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> mdb.position.sequence
+        1
+        """
         with self._fresh():
             return self._position
 
@@ -168,6 +174,13 @@ class MicroDB(Watching):
         """The table as it was at a position, if no save has come since. Costs reading the snapshot and the log.
 
         What has expired by now is not there, for a log holds no times of day.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     before = mdb.position
+        ...     mdb.upsert({"id": 1})
+        ...     len(mdb.as_of(before)), len(mdb)
+        (0, 1)
 
         Raises:
             SinceLostError: A save has come: what was before it cannot be told any more. Or it is no position of this
@@ -220,17 +233,35 @@ class MicroDB(Watching):
         return str(list(self.all()))
 
     def __repr__(self) -> str:
-        """How it was opened."""
-        return f"{type(self).__name__}({os.fspath(self.filename)!r}, partition_keys={self.partition_keys!r})"
+        """How it was opened, and how much this process last saw in it. Looks at no file, and waits for nobody."""
+        how = f"{os.fspath(self.filename)!r}, partition_keys={self.partition_keys!r}"
+        if self.durability != "process":
+            how += f", durability={self.durability!r}"
+        if self._read_only:
+            how += ", read_only=True"
+        count = len(self._records)
+        state = "closed" if self._pid == CLOSED else f"{count} record{'' if count == 1 else 's'}"
+        return f"<{type(self).__name__}({how}): {state}>"
 
     def pprint_all(self) -> None:
-        """Print the records as a list, neatly."""
+        """Print the records as a list, neatly.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1, "n": 5})
+        >>> mdb.pprint_all()
+        [{'id': 1, 'n': 5}]
+        """
         import pprint  # noqa: PLC0415  # It imports a good deal.
 
         pprint.pprint(list(self.all()))  # noqa: T203  # That is what it is for.
 
     def pprint_all_as_grid(self) -> None:
         """Print the field names, then one row a record.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1, "n": 5})
+        >>> mdb.pprint_all_as_grid()
+        [['id', 'n'], [1, 5]]
 
         Raises:
             GridError: A record lacks a field that another has.
@@ -240,29 +271,51 @@ class MicroDB(Watching):
         pprint.pprint(snapshot.grid(list(self.all())))  # noqa: T203  # That is what it is for.
 
     def stats(self) -> Stats:
-        """How the database is now."""
+        """How the database is now, and who has it open. Costs some system calls.
+
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> stats = mdb.stats()
+        >>> stats.records, stats.sequence, list(stats.positions.values()), stats.last_save_s
+        (1, 1, [1], None)
+        """
         with self._whole() as records:
-            log = self._log
-            generation, end = split_head(log.words[HEAD])
+            log, words = self._log, self._log.words
+            head = words[HEAD]
+            generation, end = split_head(head)
+            sequence = self._position.sequence if self._position is not None else 0
+            pids = log.pids() if isinstance(log, FileLog) else (os.getpid(),)
             identity = log.files.identity(log.paths.snapshot) if isinstance(log, FileLog) else None
             return Stats(
                 records=len(records),
                 generation=generation,
-                sequence=self._position.sequence if self._position is not None else 0,
+                sequence=sequence,
                 log_bytes=end,
                 snapshot_bytes=identity.size if identity is not None else 0,
-                pids=log.pids() if isinstance(log, FileLog) else (os.getpid(),),
-                owner_pid=log.words[OWNER] or None,
-                dirty_pid=log.words[DIRTY] or None,
-                saves=log.words[SAVES],
-                repairs=log.words[REPAIRS],
-                torn_tails=log.words[TORN],
+                pids=pids,
+                owner_pid=words[OWNER] or None,
+                dirty_pid=words[DIRTY] or None,
+                saves=words[SAVES],
+                repairs=words[REPAIRS],
+                torn_tails=words[TORN],
+                head=head,
+                positions=positions(words, pids) if isinstance(log, FileLog) else {os.getpid(): sequence},
+                lock_waits=words[LOCK_WAITS],
+                conflicts=words[CONFLICTS],
+                last_save_s=words[SAVE_US] / 1e6 if words[SAVE_US] else None,
             )
 
     # Files.
 
     def save(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """Write the records as a JSON list, one a line, and begin a new log: compaction. Others write on meanwhile.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     mdb.upsert({"id": 1})
+        ...     mdb.save()
+        ...     mdb.stats().saves, mdb.stats().snapshot_bytes
+        (1, 13)
 
         Args:
             filename: Write them there instead, and leave the database as it is. None: the database's own file.
@@ -290,6 +343,14 @@ class MicroDB(Watching):
     def save_as_grid(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """As `save`, as a grid: the field names first, then one row a record. Smaller when all fields are common.
 
+        >>> import pathlib, tempfile
+        >>> mdb = MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 6}])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mdb.save_as_grid(f"{folder}/grid.json")
+        ...     pathlib.Path(folder, "grid.json").read_text().split()
+        ['[', '["id","n"],', '[1,5],', '[2,6]', ']']
+
         Raises:
             GridError: A record lacks a field that another has. Nothing was written.
         """
@@ -297,6 +358,11 @@ class MicroDB(Watching):
 
     def sync(self) -> None:
         """Return once everything acknowledged before this call is on the disk.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     mdb.upsert_many([{"id": 1}, {"id": 2}])
+        ...     mdb.sync()  # From here on they survive a power cut, for one fsync for all.
 
         Raises:
             OSError: It is not; the next write begins with a save.
@@ -307,7 +373,8 @@ class MicroDB(Watching):
                 self._prepare_locked()  # Saves, which is more.
         with self._fresh():
             head = self._applied
-        self._log.sync(head)
+        with self._telling():
+            self._log.sync(head)
 
     def __enter__(self) -> Self:
         """This handle, to be closed at the end of the block."""
@@ -319,7 +386,18 @@ class MicroDB(Watching):
         self.close()
 
     def erase_all(self) -> None:
-        """Remove all records, and save."""
+        """Remove all records, and save.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, MicroDB(f"{folder}/mdb.json", ["id"]) as mdb:
+        ...     mdb.upsert({"id": 1})
+        ...     mdb.erase_all()
+        ...     len(mdb), mdb.stats().saves
+        (0, 1)
+
+        Raises:
+            TypeError: It is in memory, and has no file to save to: `clear` is enough. The records are gone.
+        """
         self._refuse_in_transaction("erase_all()")
         with self.lock():
             self.clear()

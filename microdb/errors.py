@@ -32,11 +32,26 @@ StrPath = str | os.PathLike[str]
 
 
 class MicroDBError(Exception):
-    """Root of every error that microdb raises itself."""
+    """Root of every error that microdb raises itself.
+
+    >>> import microdb
+    >>> try:
+    ...     microdb.MicroDB(":memory:", ["id"]).upsert({"id": object()})
+    ... except microdb.MicroDBError as error:
+    ...     print(type(error).__name__)
+    RecordError
+    """
 
 
 class RecordError(MicroDBError, ValueError):
     """This record cannot be stored. Nothing was changed.
+
+    >>> import microdb
+    >>> try:
+    ...     microdb.MicroDB(":memory:", ["id"]).upsert({"id": 1, "tags": ["a", object()]})
+    ... except microdb.RecordError as error:
+    ...     print(error.field)
+    record['tags'][1]
 
     Attributes:
         field: Where the value stands, as a Python expression: ``record['tags'][3]``.
@@ -54,6 +69,13 @@ class RecordError(MicroDBError, ValueError):
 
 class GridError(MicroDBError, ValueError):
     """These records do not share their fields, so they make no grid. Nothing was written.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.upsert_many([{"id": 1}, {"id": 2, "n": 5}])
+    >>> mdb.pprint_all_as_grid()
+    Traceback (most recent call last):
+    microdb.errors.GridError: no grid: record {'id': 1} lacks 'n'; use save() instead
 
     Attributes:
         record: The first record that lacks a field which another record has.
@@ -76,6 +98,15 @@ class GridError(MicroDBError, ValueError):
 class ConflictError(MicroDBError):
     """Someone else changed it first, for instance a snapshot edited by hand. Nothing was written.
 
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.upsert({"id": 1, "n": 5})
+    >>> try:
+    ...     mdb.upsert({"id": 1, "n": 6}, expected={"id": 1, "n": 4})
+    ... except microdb.ConflictError as error:
+    ...     print(error.found)
+    {'id': 1, 'n': 5}
+
     Attributes:
         found: Of `upsert` with ``expected``, the record that is there, or `ABSENT`; else None.
     """
@@ -87,6 +118,15 @@ class ConflictError(MicroDBError):
 
 class ClaimLostError(MicroDBError):
     """A claim is its worker's no more: the lease ran out and another took it, or it has ended. Nothing was changed.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.upsert({"id": 1})
+    >>> claim = mdb.claim({"id": 1}, lease=60)
+    >>> mdb.clear()
+    >>> claim.complete()
+    Traceback (most recent call last):
+    microdb.errors.ClaimLostError: the claim on record (1,) with fence 2 is lost: the record is deleted
 
     Attributes:
         key: Of the record.
@@ -111,7 +151,14 @@ class ClaimLostError(MicroDBError):
 
 
 class SinceLostError(MicroDBError):
-    """What was at that position is kept no more: a save has come since."""
+    """What was at that position is kept no more: a save has come since.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.as_of(mdb.position)
+    Traceback (most recent call last):
+    microdb.errors.SinceLostError: a table in memory, or without a log, keeps no history
+    """
 
 
 class WaitTimeoutError(MicroDBError, TimeoutError):
@@ -120,6 +167,9 @@ class WaitTimeoutError(MicroDBError, TimeoutError):
 
 class LockTimeoutError(MicroDBError, TimeoutError):
     """The lock was not free in time. Nothing was changed.
+
+    >>> print(LockTimeoutError("mdb.json.wal/lock", 5, 4711))
+    mdb.json.wal/lock: not free within 5 s; process 4711 holds it
 
     Attributes:
         path: The lock file.
@@ -142,15 +192,39 @@ class LockTimeoutError(MicroDBError, TimeoutError):
 
 
 class ClosedError(MicroDBError):
-    """This handle is closed. Open another one."""
+    """This handle is closed. Open another one.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.close()
+    >>> mdb.upsert({"id": 1})
+    Traceback (most recent call last):
+    microdb.errors.ClosedError: this handle is closed; open another one
+    """
 
 
 class ReadOnlyError(MicroDBError):
-    """This handle was opened with ``read_only=True``, so it changes nothing."""
+    """This handle was opened with ``read_only=True``, so it changes nothing.
+
+    >>> import microdb, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     microdb.MicroDB(f"{folder}/mdb.json", ["id"]).close()
+    ...     microdb.MicroDB(f"{folder}/mdb.json", ["id"], read_only=True).clear()
+    Traceback (most recent call last):
+    microdb.errors.ReadOnlyError: this handle was opened with read_only=True; open another one to write
+    """
 
 
 class TransactionError(MicroDBError, RuntimeError):
-    """This cannot be done inside a transaction, or the transaction belongs to another process."""
+    """This cannot be done inside a transaction, or the transaction belongs to another process.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> with mdb.transaction():
+    ...     mdb.check()
+    Traceback (most recent call last):
+    microdb.errors.TransactionError: check() inside a transaction; do it when the transaction has ended
+    """
 
 
 class ReentrantError(MicroDBError, RuntimeError):
@@ -159,6 +233,13 @@ class ReentrantError(MicroDBError, RuntimeError):
 
 class StorageError(MicroDBError):
     """Something is wrong with the files.
+
+    >>> import microdb, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     microdb.MicroDB(f"{folder}/mdb.json", ["id"]).close()
+    ...     microdb.MicroDB(f"{folder}/mdb.json", ["name"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    microdb.errors.StorageError: ...: keyed by ['id'], opened with partition_keys=['name']; ...
 
     Attributes:
         path: The file.

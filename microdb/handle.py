@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from microdb import forks, snapshot
+from microdb import forks, notes, snapshot
 from microdb.auto_save import AutoSave
 from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
@@ -60,7 +60,8 @@ class Handle(OpenTable):
         self._drop_above = _DROP_ABOVE_MIN
         self._attaching = threading.RLock()
         self._appending = threading.RLock()
-        self._attach(timeout_s)
+        with self._telling():
+            self._attach(timeout_s)
         forks.register(self)
 
     # Appending.
@@ -116,9 +117,12 @@ class Handle(OpenTable):
         finally:
             for follower in group[1:]:
                 follower.wake()
+            if notes.waiting:
+                self._tell()
         position = self._position
         if position is not None and position.offset > self._auto_save.above:
             self._auto_save.consider(position.offset, self)
+            self._tell()
 
     def _append_locked(self, group: list[Commit]) -> None:
         with self._table_lock:
@@ -142,11 +146,13 @@ class Handle(OpenTable):
             if ahead is not None:
                 ahead.payloads.extend(payloads)
                 self._ahead = Ahead(ahead.payloads, end, words[HEAD])
+                self._log.slot.sequence[0] = end.sequence
                 return
             self._position = None if self._log.keeps_all else before
             for commit in group:
                 apply(commit.changes, self._records)
             self._position, self._applied = end, words[HEAD]
+            self._log.slot.sequence[0] = end.sequence
             self._open_gate()
 
     def _prepare_locked(self) -> None:
@@ -192,8 +198,12 @@ class Handle(OpenTable):
     @contextlib.contextmanager
     def _lock_held(self, timeout_s: float | None) -> Iterator[None]:
         self._settle_for_write(timeout_s)  # After a fork the lock is another one.
-        with held(self._log.lock, timeout_s):
-            yield
+        try:
+            with held(self._log.lock, timeout_s):
+                yield
+        finally:
+            if notes.waiting:
+                self._tell()
 
     @contextlib.contextmanager
     def _transact(self, timeout_s: float | None) -> Iterator[None]:
@@ -276,7 +286,8 @@ class Handle(OpenTable):
     def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:
         if not isinstance(self._log, FileLog):
             raise TypeError("a table in memory has no file of its own; save(filename)")
-        save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+        with self._telling():
+            save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
 
     # Opening, closing, forking.
 
@@ -300,6 +311,13 @@ class Handle(OpenTable):
 
         Closing twice does nothing. What was written is in the log already: closing saves nothing.
 
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.close()
+        >>> len(mdb)
+        Traceback (most recent call last):
+        microdb.errors.ClosedError: this handle is closed; open another one
+
         Raises:
             TransactionError: The calling thread is inside ``lock()`` or ``transaction()``.
             ReentrantError: A signal handler has interrupted a read for which such a save or write may be waiting.
@@ -309,6 +327,8 @@ class Handle(OpenTable):
         self._settle()
         if self._log.lock.is_mine():
             raise TransactionError("close() inside lock() or transaction(); close it when that has ended")
+        notes.add(notes.DEBUG, "%s: closing", self._log.name)
+        self._tell()  # While whoever hears of it may still use this handle.
         if self._auto_save.is_running():
             self._log.lock.check_may_wait()
         self._auto_save.wait()

@@ -97,6 +97,7 @@ class WriteLock:
         self._file = file
         self._owner_words: memoryview | None = None
         self._tells_owner = False
+        self._waits: memoryview | None = None
         self._pid = os.getpid()
         self._threads = threading.RLock()
         # Bound, for it is asked several times for each write. So `threading.Condition` asks.
@@ -110,14 +111,16 @@ class WriteLock:
         self._tables: tuple[weakref.ref[threading.RLock], ...] = ()
         _every_lock.add(self)
 
-    def tell_owner_in(self, words: memoryview | None) -> None:
+    def tell_owner_in(self, words: memoryview | None, waits: memoryview | None = None) -> None:
         """From now on each holder writes its pid into ``words[0]``, if that may be written, and errors name it.
 
-        None where there is no page any more: to touch a mapping of it would be the end of the process.
+        None where there is no page any more: to touch a mapping of it would be the end of the process. Who had to wait
+        for another process adds one to ``waits[0]``.
         """
         if words is None or self._owner_words is None or self._owner_words.readonly:
             self._owner_words = words
             self._tells_owner = words is not None and not words.readonly
+            self._waits = waits
 
     def comes_before(self, table_lock: threading.RLock) -> None:
         """Note that whoever holds it may wait for the lock of a table, so that nobody does the reverse."""
@@ -204,6 +207,8 @@ class WriteLock:
                     _flock(self._file.fd, _EXCLUSIVE_NOW)
                 except BlockingIOError:
                     self._wait_for_file(self._file, left_s, timeout_s)
+                    if self._waits is not None:
+                        self._waits[0] = (self._waits[0] + 1) % (1 << 64)
                 if self._tells_owner:
                     self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
             self._is_taken = True
@@ -282,6 +287,7 @@ class WriteLock:
         self._file = None
         self._owner_words = None
         self._tells_owner = False
+        self._waits = None
         self._pid = os.getpid()
         self._threads = threading.RLock()
         self.is_mine = self._threads._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
@@ -394,8 +400,8 @@ def holders(file: tuple[int, int]) -> tuple[int, ...]:
     device, inode = file
     place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
     try:
-        with open("/proc/locks", encoding="ascii") as locks:
-            lines = [line.split() for line in locks]
+        with open("/proc/locks", encoding="utf-8") as locks:  # Loaded already: no import once rights are given up.
+            lines = [line.split() for line in locks if place in line]
     except FileNotFoundError:  # Another system.
         return ()
     found = {int(words[4]) for words in lines if words[1] == "FLOCK" and words[5] == place}

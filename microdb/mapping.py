@@ -12,7 +12,7 @@ from microdb.handle import Handle
 from microdb.keys import Key
 from microdb.values import ABSENT, Absent, Expiring, Record, are_dicts, are_flat, equal, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
-from microdb.wal.header import HEAD
+from microdb.wal.header import CONFLICTS, HEAD, count
 
 __all__ = ["RecordMapping"]
 
@@ -66,6 +66,12 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
     def get(self, record_or_key: Mapping[str, Any] | Key, /, d: Any = None) -> Any:
         """The record with that key, as of now; `d` if there is none.
 
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> mdb.upsert({"name": "Bob", "age": 40})
+        >>> mdb.get(("Bob",))["age"], mdb.get({"name": "Eve"}, "nobody")
+        (40, 'nobody')
+
         Args:
             record_or_key: A key tuple, or anything with the key fields.
             d: The default.
@@ -97,17 +103,41 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             return iter(list(records))
 
     def all(self) -> Iterator[Record]:
-        """The records of this moment, in insertion order; an overwritten one keeps its place."""
+        """The records of this moment, in insertion order; an overwritten one keeps its place.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1}, {"id": 2}, {"id": 1, "n": 5}])
+        >>> list(mdb.all())
+        [{'id': 1, 'n': 5}, {'id': 2}]
+        """
         with self._whole() as records:
             found = list(records.values())
         return (record.copy() for record in found)
 
     def values(self) -> ValuesView[Record]:
-        """A view of the records. Iterating it gives those of one moment."""
+        """A view of the records. Iterating it gives those of one moment.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1, "n": 5})
+        >>> {"id": 1, "n": 5} in mdb.values()
+        True
+        """
         return _Values(self)
 
     def items(self) -> ItemsView[Key, Record]:
-        """A view of keys and records. Iterating it gives those of one moment."""
+        """A view of keys and records. Iterating it gives those of one moment, so the table may change meanwhile.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 0}])
+        >>> for key, record in mdb.items():
+        ...     if not record["n"]:
+        ...         del mdb[key]
+        >>> list(mdb)
+        [(1,)]
+        """
         return _Items(self)
 
     # Writing.
@@ -164,11 +194,13 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
     ) -> None:
         """Upsert all or none: for a crash, for every reader, and for an error in any of them.
 
+        Costs one lock and one write, however many they are.
+
         >>> import microdb
-        >>> mdb = microdb.MicroDB(":memory:", ["name"])
-        >>> mdb.upsert_many([{"name": "Bob"}, {"name": "Eve"}], ttl=60)
-        >>> len(mdb)
-        2
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many({"id": n} for n in range(1_000))
+        >>> len(mdb), mdb.stats().sequence
+        (1000, 1)
 
         Args:
             records: As in `upsert`.
@@ -190,7 +222,14 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             self._commit(changes, encoded, expires=at is not None)
 
     def delete(self, record_or_key: Mapping[str, Any] | Key) -> bool:
-        """Remove the record with that key. Tells whether there was one."""
+        """Remove the record with that key. Tells whether there was one: of several callers, one is told so.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> mdb.delete((1,)), mdb.delete((1,))
+        (True, False)
+        """
         return self.pop(self._keys.given(record_or_key), None) is not None
 
     def __setitem__(self, key: Key, record: Record) -> None:
@@ -211,6 +250,12 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
     def pop(self, key: Key, default: Any = _MISSING) -> Any:
         """Remove the record with that key and return it, to one caller alone; `default` if there is none.
 
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> mdb.pop((1,)), mdb.pop((1,), None)
+        ({'id': 1}, None)
+
         Raises:
             KeyError: There is none, and no default.
         """
@@ -225,7 +270,14 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         return default
 
     def popitem(self) -> tuple[Key, Record]:
-        """Remove the record that was added last, and return its key and itself. Raises KeyError if there is none."""
+        """Remove the record that was added last, and return its key and itself. Raises KeyError if there is none.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1}, {"id": 2}])
+        >>> mdb.popitem()
+        ((2,), {'id': 2})
+        """
         with self.lock():
             with self._whole() as records:
                 last = next(reversed(records.items()), None)
@@ -236,7 +288,16 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             return key, record.copy()
 
     def setdefault(self, key: Key, default: Record | None = None) -> Record:
-        """The record with that key; if there is none, `default`, upserted."""
+        """The record with that key; if there is none, `default`, upserted. `get_or_create` needs the key only once.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.setdefault((1,), {"id": 1, "n": 5})
+        {'id': 1, 'n': 5}
+
+        Raises:
+            RecordError: `default` has another key, or is None and needed.
+        """
         with self.lock():
             record = self.get(key)
             if record is not None:
@@ -247,7 +308,17 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             return self[key]
 
     def update(self, other: Any = (), /, **kwargs: Any) -> None:
-        """As `dict.update`, all or none."""
+        """As `dict.update`, all or none: from key to record, as in a mapping or in pairs.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.update({(1,): {"id": 1}, (2,): {"id": 2}})
+        >>> len(mdb)
+        2
+
+        Raises:
+            RecordError: A record cannot be stored, or has another key. Nothing was changed.
+        """
         with self.transaction():
             super().update(other, **kwargs)
 
@@ -270,7 +341,15 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         return record.expires_at if type(record) is Expiring else None
 
     def clear(self) -> None:
-        """Remove all records."""
+        """Remove all records.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1})
+        >>> mdb.clear()
+        >>> len(mdb)
+        0
+        """
         self._commit((CLEAR,), (encode_clear(),))
 
     def lock(self, timeout: float | None = None) -> AbstractContextManager[None]:
@@ -278,6 +357,12 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
         For a read and a write that belong together. Reentrant in its thread. Readers never wait for it. The changes
         inside are acknowledged one by one; for all or none, use `transaction`.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> with mdb.lock(timeout=5):
+        ...     if (1,) not in mdb:
+        ...         mdb.upsert({"id": 1})
 
         Args:
             timeout: How many seconds to wait at most; None: as long as the handle's own timeout says.
@@ -293,6 +378,21 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
         Excludes other writers from its beginning, as `lock` does. Reads of the same thread see its changes. An
         exception leaves nothing of it behind. An inner one is undone alone if its exception is caught outside of it.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["name"])
+        >>> with mdb.transaction():
+        ...     mdb.upsert({"name": "Bob", "money": 70})
+        ...     mdb.upsert({"name": "Eve", "money": 30})
+        >>> sum(record["money"] for record in mdb.all()), mdb.stats().sequence
+        (100, 1)
+
+        Args:
+            timeout: As of `lock`.
+
+        Raises:
+            LockTimeoutError: As `lock`.
+            ReadOnlyError: As `lock`.
         """
         return self._transact(self._timeout_s if timeout is None else timeout)
 
@@ -303,6 +403,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             key: Any = change[0]
             found = self.get(key)
             if not _is(found, expected):
+                count(self._words, CONFLICTS)
                 raise ConflictError(
                     f"record {key!r} is not what was expected: someone else has changed it",
                     found=ABSENT if found is None else found,

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from microdb import collecting, forks, snapshot
+from microdb import collecting, forks, notes, snapshot
 from microdb.errors import ClosedError, CorruptError
 from microdb.expiry import has_expired
 from microdb.finder import EXPIRY, Plan, plan
 from microdb.indexes import ExpiryIndex, HashIndex, Index, IndexedRecords, SortedIndex
 from microdb.keys import Key, PartitionKeys
+from microdb.locks import is_owned
 from microdb.query import Candidates
 from microdb.recovery import recover
 from microdb.table import Records, apply
@@ -99,16 +100,20 @@ class OpenTable:
     def _find_any(self, key: Key) -> Record | None:
         """As `_find`, even if it has expired."""
         self._settle()
-        with self._table_lock:
-            records = self._catch_up()
-            view = self._own_view()
-            return records.get(key) if view is None else view.get(key)
+        try:
+            with self._table_lock:
+                records = self._catch_up()
+                view = self._own_view()
+                return records.get(key) if view is None else view.get(key)
+        finally:
+            if notes.waiting:
+                self._tell()
 
     def candidates(self, wanted: Mapping[str, Any]) -> Candidates:
         """See `query.Source`. An index is built when it is first of use: one pass over the table."""
         how = plan(wanted, self._keys.names, self._indexes, self._sorted_indexes)
         self._settle()
-        with self._table_lock:
+        with self._telling(), self._table_lock:
             records = self._catch_up()
             view = self._own_view()
             if how.way == "scan":
@@ -145,8 +150,12 @@ class OpenTable:
     def _fresh(self) -> Iterator[Records]:
         """The table that all share, as of now, with what has expired and is not yet deleted."""
         self._settle()
-        with self._table_lock:
-            yield self._catch_up()
+        try:
+            with self._table_lock:
+                yield self._catch_up()
+        finally:
+            if notes.waiting:
+                self._tell()
 
     # Records that expire.
 
@@ -178,6 +187,19 @@ class OpenTable:
         for key in expired:
             left.pop(key, None)  # It may be named twice.
         return left
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Log at the end what was noted meanwhile."""
+        try:
+            yield
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Log what was noted, unless the calling thread holds a lock: then it does when it has left that."""
+        if not self._log.lock.is_mine() and not is_owned(self._table_lock):
+            notes.tell()
 
     def _own_view(self) -> Transaction | None:
         transaction = self._transaction
@@ -258,6 +280,7 @@ class OpenTable:
             return True
         if self._position is position and self._ahead is ahead:
             self._ahead = Ahead(list(payloads), end, head)
+            self._log.slot.sequence[0] = end.sequence
         return True
 
     def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:
@@ -277,6 +300,7 @@ class OpenTable:
         if self._records is not records:
             return False
         self._position, self._applied = end, head
+        self._log.slot.sequence[0] = end.sequence
         self._reflect()
         return True
 
@@ -298,6 +322,8 @@ class OpenTable:
         records = records_of(start, self._log.name, self._keys)
         self._ahead = None
         self._records, self._position, self._applied = records, start.end, start.head
+        if start.end is not None:
+            self._log.slot.sequence[0] = start.end.sequence
         self._reflect()
 
     def freshen(self) -> int:
@@ -333,11 +359,13 @@ class OpenTable:
             self._log.close()
             raise
         self._pid = os.getpid()
+        notes.add(notes.DEBUG, "%s: opened, %d records at %s", self._log.name, len(self._records), self._position)
 
     def _load_anew(self) -> None:
         """The table's position is lost, or what follows it is gone. Under the table lock."""
         self._position = None
         self._load(self._log.load(None))
+        notes.add(notes.DEBUG, "%s: loaded anew, %d records at %s", self._log.name, len(self._records), self._position)
 
     def _close(self) -> None:
         let_go = self._log.close if self._pid == os.getpid() else self._log.detach

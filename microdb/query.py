@@ -74,6 +74,13 @@ class Query:
     def where(self, *conditions_: Mapping[str, Any] | Predicate, **fields: Any) -> Self:
         """Those of them that also meet these conditions; see `MicroDB.where`.
 
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 5}])
+        >>> fives = mdb.where(n=5)
+        >>> list(fives.where(id=2))
+        [{'id': 2, 'n': 5}]
+
         Raises:
             ValueError: After `limit`, of which it would be a part; or one field is asked for two values.
         """
@@ -103,7 +110,17 @@ class Query:
         )
 
     def limit(self, count: int, *, offset: int = 0) -> Self:
-        """At most `count` of them, behind the first `offset`."""
+        """At most `count` of them, behind the first `offset`.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many({"id": n} for n in range(10))
+        >>> [record["id"] for record in mdb.where().order_by("id").limit(3, offset=4)]
+        [4, 5, 6]
+
+        Raises:
+            ValueError: One is negative, or there was a limit already.
+        """
         if count < 0 or offset < 0:
             raise ValueError(f"limit() takes no negative numbers, found {count} and offset={offset}")
         if self._part != slice(None):
@@ -115,15 +132,36 @@ class Query:
         return (record.copy() for record in self._stored())
 
     def first(self) -> Record | None:
-        """The first of them; None if there is none."""
+        """The first of them; None if there is none.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 7}])
+        >>> mdb.where().order_by("n", reverse=True).first()
+        {'id': 2, 'n': 7}
+        """
         return next(iter(self), None)
 
     def count(self) -> int:
-        """How many there are now."""
+        """How many there are now.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 7}])
+        >>> mdb.where(n=microdb.above(5)).count()
+        1
+        """
         return sum(1 for _ in self._stored())
 
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether there is one. Looks no further than to the first.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert({"id": 1, "n": 5})
+        >>> mdb.where(n=5).exists(), mdb.where(n=6).exists()
+        (True, False)
+        """
         return next(iter(self._stored()), None) is not None
 
     def distinct(self, *fields: str) -> list[Any]:
@@ -182,9 +220,15 @@ class Query:
         return f"{how}: {len(records)} record{'' if len(records) == 1 else 's'}"
 
     def __repr__(self) -> str:
-        """What is asked for."""
+        """What is asked for. Looks at no record."""
         asked = [f"{field}={value!r}" for field, value in self._wanted.items()]
-        return f"<Query where({', '.join([*map(repr, self._predicates), *asked])})>"
+        text = f"where({', '.join([*map(repr, self._predicates), *asked])})"
+        for fields, reverse in self._order:
+            text += f".order_by({', '.join([*map(repr, fields), *['reverse=True'] * reverse])})"
+        if self._part != slice(None):
+            behind = f", offset={self._part.start}" if self._part.start else ""
+            text += f".limit({self._part.stop - self._part.start}{behind})"
+        return f"<Query {text}>"
 
     def _stored(self) -> Iterable[Record]:
         """The stored records that are meant, in their order."""

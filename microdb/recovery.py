@@ -5,12 +5,11 @@ its head was acknowledged; after a reboot, all that it sealed was on the disk. W
 lost. It makes recovery drop nothing that the log still holds, but for writes that failed and could not be undone.
 """
 
-import logging
 import os
 from itertools import takewhile
 from typing import Final, NamedTuple
 
-from microdb import snapshot
+from microdb import notes, snapshot
 from microdb.errors import ConflictError, CorruptError
 from microdb.files import File
 from microdb.table import Overlay
@@ -25,8 +24,6 @@ from microdb.wal.log_file import LogFile, create_log, open_log, overlay_of, snap
 from microdb.wal.reader import HeaderError, Run, later_frames, read_frames
 
 __all__ = ["recover"]
-
-_LOG: Final = logging.getLogger("microdb")
 
 _REPAIR: Final = "`microdb repair` saves what can be saved into a new database"
 
@@ -139,6 +136,7 @@ def recover(log: FileLog, header_file: File | None) -> Start:
     end = apply(found, decision, log, header_file)
     if Expiring in set(map(type, overlay.records.values())):
         log.words[EXPIRING] = end.generation + 1
+    notes.add(notes.INFO, "%s: recovered, up to sequence %d in generation %d", log.name, end.sequence, end.generation)
     return Start(found.snapshot, overlay, end, end.head)
 
 
@@ -311,7 +309,7 @@ def _begin(found: Found, decision: Decision, log: FileLog) -> tuple[Position, by
     log.files.rename(opened.file.path, log.paths.log(generation))
     log.files.sync_folder(log.paths.folder)
     if found.logs:
-        _LOG.warning("%s: edited by hand; the new content is taken over", log.paths.snapshot)
+        notes.add(notes.WARNING, "%s: edited by hand; the new content is taken over", log.paths.snapshot)
     return end, opened.header.salt
 
 
@@ -327,7 +325,8 @@ def _cut(chosen: Scanned, log: FileLog) -> None:
     log.files.sync_folder(log.paths.folder)
     chosen.log.file.truncate(end.offset)
     chosen.log.file.sync_data()
-    _LOG.warning(
+    notes.add(
+        notes.WARNING,
         "%s, byte %d: %s; %d bytes of unfinished writes were cut and kept in %s",
         *(chosen.log.file.path, end.offset, chosen.run.reason, len(chosen.tail), kept),
     )

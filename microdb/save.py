@@ -17,9 +17,11 @@ Order of locks: save lock, then write lock. Whoever already holds the write lock
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from microdb import notes
 from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
 from microdb.locks import held
@@ -29,7 +31,7 @@ from microdb.values import Expiring, Record
 from microdb.wal.codec import encode_carried, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import HASH_BYTES, NO_SNAPSHOT, Position, head_of, split_head
-from microdb.wal.header import DIRTY, EXPIRING, HEAD
+from microdb.wal.header import DIRTY, EXPIRING, HEAD, SAVE_US
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import LogFile, create_log
 from microdb.wal.writer import write_frames
@@ -107,6 +109,7 @@ def save(
     log.look()
     is_inside = log.lock.is_mine()
     with contextlib.nullcontext() if is_inside else save_lock(log.lock, log.paths.save_lock, save_timeout_s):
+        began_s = time.monotonic()
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
         for _ in range(_ROUNDS_MAX):
@@ -125,12 +128,18 @@ def save(
                 return False
             with held(log.lock, timeout_s):
                 try:
-                    return _switch(log, draft, source, encoded)
+                    if not _switch(log, draft, source, encoded):
+                        return False
+                    took_s = time.monotonic() - began_s
+                    log.words[SAVE_US] = max(round(took_s * 1e6), 1)
                 finally:
                     log.lock.writing = None
         finally:
             for path in temporaries:
                 log.files.unlink(path)
+    size = draft.snapshot.size()
+    notes.add(notes.INFO, "%s: saved %d records, %d bytes, in %.3f seconds", log.name, len(records), size, took_s)
+    return True
 
 
 def _draft(
@@ -216,6 +225,10 @@ def _switch(log: FileLog, draft: _Draft, source: Source, encoded: Mapping[int, b
         if in_place and isinstance(error, OSError) and log.words[HEAD] == head:
             log.publish_generation(end.generation, end.offset, salt, poisoned=True)
             log.words[DIRTY] = 0
+            failed = (
+                "%s: the last fsync of a save failed (%s); it may be lost with the power; the next write saves again"
+            )
+            notes.add(notes.ERROR, failed, log.name, str(error))
         else:
             log.repair()
         raise

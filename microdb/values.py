@@ -40,7 +40,14 @@ Record = dict[str, Any]
 
 
 class Absent(enum.Enum):
-    """The type of `ABSENT`, which stands for a record that is not there."""
+    """The type of `ABSENT`, which stands for a record that is not there.
+
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["name"])
+    >>> mdb.upsert({"name": "Bob"}, expected=microdb.ABSENT)  # Only if there is none.
+    >>> ("Bob",) in mdb
+    True
+    """
 
     ABSENT = "absent"
 

@@ -18,6 +18,14 @@ T = TypeVar("T")
 class View(Mapping[Key, Record]):
     """The records of one moment, to be read by any thread as long as one likes. What it gives is the caller's own.
 
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> mdb.upsert({"id": 1})
+    >>> view = mdb.snapshot()
+    >>> mdb.upsert({"id": 1, "n": 5})
+    >>> view[1,], mdb[1,]
+    ({'id': 1}, {'id': 1, 'n': 5})
+
     Attributes:
         position: Which moment; None in a transaction, and for a snapshot that nobody has written a log to.
     """
@@ -32,7 +40,13 @@ class View(Mapping[Key, Record]):
     @overload
     def get(self, record_or_key: Mapping[str, Any] | Key, /, d: T) -> Record | T: ...
     def get(self, record_or_key: Mapping[str, Any] | Key, /, d: Any = None) -> Any:
-        """The record with that key; `d` if there is none."""
+        """The record with that key; `d` if there is none.
+
+        >>> import microdb
+        >>> view = microdb.MicroDB(":memory:", ["id"]).snapshot()
+        >>> view.get({"id": 1}, "none")
+        'none'
+        """
         record = self._records.get(self._keys.given(record_or_key))
         return d if record is None else record.copy()
 
@@ -53,11 +67,25 @@ class View(Mapping[Key, Record]):
         return iter(self._records)
 
     def all(self) -> Iterator[Record]:
-        """The records, in insertion order."""
+        """The records, in insertion order.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1}, {"id": 2}])
+        >>> list(mdb.snapshot().all())
+        [{'id': 1}, {'id': 2}]
+        """
         return (record.copy() for record in self._records.values())
 
     def where(self, *conditions_: Mapping[str, Any] | Callable[[Record], object], **fields: Any) -> Query:
-        """See `MicroDB.where`. Without the indexes, which are of the present."""
+        """See `MicroDB.where`. Without the indexes, which are of the present.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2, "n": 7}])
+        >>> mdb.snapshot().where(n=7).first()
+        {'id': 2, 'n': 7}
+        """
         return Query(self, *conditions(conditions_, fields))
 
     def candidates(self, wanted: Mapping[str, Any]) -> Candidates:
@@ -76,4 +104,4 @@ class View(Mapping[Key, Record]):
 
     def __repr__(self) -> str:
         """How many records, and of when."""
-        return f"<View of {len(self)} records at {self.position}>"
+        return f"<View of {len(self)} records at {self.position or 'no position'}>"

@@ -289,7 +289,7 @@ class Watching(Claims):
     def _origin(self, since: Position | None) -> Origin:
         """See `feed.Source`."""
         self._settle()
-        with self._table_lock:
+        with self._telling(), self._table_lock:
             self._log.keep_history()
             records = self._catch_up()
             position = self._position or _NOWHERE
@@ -310,7 +310,7 @@ class Watching(Claims):
     def _news(self, after: Position, whole: bool) -> News:  # noqa: FBT001  # See `feed.Source`.
         """See `feed.Source`."""
         self._settle()
-        with self._table_lock:
+        with self._telling(), self._table_lock:
             head = seen = self._words[HEAD]
             records: Records | None = None
             if whole or not self._log.is_followed():

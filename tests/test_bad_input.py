@@ -366,7 +366,7 @@ def test_a_handle_closes_twice_and_still_tells_how_it_was_opened(written):
     mdb.close()
     mdb.close()
 
-    assert repr(mdb) == f"MicroDB({str(written)!r}, partition_keys=['job'])"
+    assert repr(mdb) == f"<MicroDB({str(written)!r}, partition_keys=['job']): closed>"
     assert mdb.gen_key({"job": 7}) == (7,)
 
 

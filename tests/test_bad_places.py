@@ -519,7 +519,9 @@ def test_on_a_handle_with_a_timeout_each_write_gives_up_in_time_and_reads_go_on(
 
         names_the_holder(refused.value, holder, written)
         assert peer.all() == [ONE, TWO, {"job": 9}]
-        assert {**contents(written), "save.lock": b""} == {**before, "save.lock": b""}
+        after = contents(written)
+        after["header"] = after["header"][:512] + before["header"][512:]  # There it tells how far it has read.
+        assert {**after, "save.lock": b""} == {**before, "save.lock": b""}
         holder.go_on()
         holder.let_go()
         call(peer).end()

@@ -165,6 +165,9 @@ def test_another_use_of_the_field_is_refused(mdb):
 def test_a_claim_survives_a_save_and_says_what_it_is(mdb, path, open_db):
     claim = mdb.claim({"id": 0}, 60, owner="me")
     assert repr(claim) == f"<Claim on (0,) by 'me', fence {claim.fence}, until {claim.until:.3f}>"
+    ended = mdb.claim({"id": 1}, 60, owner="me")
+    ended.release()
+    assert repr(ended) == f"<Claim on (1,) by 'me', fence {ended.fence}, ended>"
     if path.parent.joinpath("mdb.json.wal").exists():
         mdb.save()
         mdb.close()

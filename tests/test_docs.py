@@ -85,10 +85,50 @@ def test_the_public_names_are_these():
     assert len(microdb.__all__) == len(PUBLIC)
 
 
-def test_every_public_name_and_method_has_a_docstring():
-    public = {name: getattr(microdb, name) for name in PUBLIC}
-    public |= {name: member for name, member in vars(microdb.MicroDB).items() if callable(member)}
-    assert not [name for name, thing in public.items() if not name.startswith("_") and not inspect.getdoc(thing)]
+WITHOUT_EXAMPLE = {
+    "CorruptError": "takes damaged files",
+    "FailedError": "takes a disk that fails",
+    "VersionError": "takes files of a version to come",
+    "ReentrantError": "takes a signal at one moment",
+    "MicroDB.begin_in_child": "see forks.Forked",
+    "MicroDB.go_on_in_parent": "see forks.Forked",
+    "MicroDB.stop_for_fork": "see forks.Forked",
+    "MicroDB.capture": "see save.Source",
+    "MicroDB.freshen": "see save.Source",
+    "MicroDB.log_bytes": "see auto_save.Growing",
+    "MicroDB.candidates": "see query.Source",
+    "View.candidates": "see query.Source",
+    "Query.asks": "what claim() asks of it",
+}
+"""What needs no example, and why; the methods are for other parts of microdb."""
+
+
+def public_things():
+    """All that a user may call by name: the public names, and the methods and properties that microdb gives them."""
+    for name in microdb.__all__:
+        thing = getattr(microdb, name)
+        yield name, thing.__doc__
+        for attribute in dir(thing) if isinstance(thing, type) else ():
+            owner = next(kind for kind in thing.__mro__ if attribute in vars(kind))
+            member = vars(owner).get(attribute)
+            is_ours = owner.__module__.startswith("microdb") and (callable(member) or isinstance(member, property))
+            if is_ours and not attribute.startswith("_"):
+                yield f"{name}.{attribute}", inspect.getdoc(member)
+
+
+def test_every_public_name_and_method_has_a_docstring_with_an_example():
+    found = dict(public_things())
+    assert {"MicroDB.upsert", "MicroDB.close", "MicroDB.position", "Query.limit", "Stats.openmetrics"} < found.keys()
+    assert not [name for name, text in found.items() if not text]
+    assert {name for name, text in found.items() if ">>> " not in text} == WITHOUT_EXAMPLE.keys()
+
+
+def test_every_public_name_and_method_of_a_database_is_in_the_tour():
+    tour = README.read_text(encoding="utf-8")
+    names = {name for name, _ in public_things() if "." not in name}
+    methods = {name for name, _ in public_things() if name.startswith("MicroDB.")} - WITHOUT_EXAMPLE.keys()
+    wanted = names | {name.removeprefix("MicroDB.") for name in methods}
+    assert not {name for name in wanted if not re.search(rf"\b{name}\b", tour)}
 
 
 LATER = ["rich", "msgspec", "filelock", "pprint", "microdb.literals"]

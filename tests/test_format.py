@@ -132,10 +132,12 @@ def words_of_the_page():
 
 def test_the_words_of_the_page_are_what_its_table_says():
     public = ["HEAD", "DIRTY", "POISONED", "OWNER", "DURABLE", "EXPIRING", "REPAIRS", "TORN", "SAVES", "WAITING"]
+    public += ["LOCK_WAITS", "CONFLICTS", "SAVE_US"]
     names = [*public, "_INODE", "_SEALED", "_SEAL"]
     constants = {name.lower().strip("_"): range(getattr(header, name), getattr(header, name) + 1) for name in names}
     constants |= {"magic": range(1), "version": range(1, 2), "boot": range(header._BOOT, header._BOOT + 2)}
     constants |= {"salt": range(header._SALT, header._SALT + 2)}
+    constants |= {"slots": range(header._SLOTS.start, header._SLOTS.stop)}
     assert words_of_the_page() == constants
 
 

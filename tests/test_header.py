@@ -87,6 +87,8 @@ def test_a_rebuilt_page_says_what_it_was_told_and_keeps_its_counters(file, words
     assert (words[header.HEAD], words[header.POISONED]) == (END.head, 3)
     assert (words[header.DIRTY], words[header.DURABLE]) == (0, 0)
     assert (words[header.REPAIRS], words[header.TORN], words[header.SAVES]) == (5, 5, 5)
+    assert (words[header.LOCK_WAITS], words[header.CONFLICTS], words[header.SAVE_US]) == (5, 5, 5)
+    assert not any(words[64::2]), "whoever had a slot is not here any more"
     assert file.read_at(0, 8) == b"microdbH"[:: 1 if words[0].to_bytes(8, "little") == b"microdbH" else -1]
 
 
@@ -241,3 +243,90 @@ def test_the_map_outlives_the_file_object(path):
     del file
     words[header.HEAD] = 3
     assert header.open_words(OS.open(path), writable=False)[header.HEAD] == 3
+
+
+def claimed(words, present=()):
+    slot = header.Slot()
+    slot.claim(words, present)
+    return slot
+
+
+def slots(words):
+    return list(zip(words[64::2], words[65::2], strict=True))
+
+
+def test_a_slot_tells_in_the_page_how_far_its_handle_has_come(words):
+    first, second = claimed(words), claimed(words)
+    first.sequence[0], second.sequence[0] = 7, 9
+    assert slots(words)[:3] == [(os.getpid(), 7), (os.getpid(), 9), (0, 0)]
+    assert header.positions(words, [os.getpid()]) == {os.getpid(): 7}, "who is furthest behind counts"
+    assert header.positions(words, [1]) == {}
+    first.free()
+    assert header.positions(words, [os.getpid()]) == {os.getpid(): 9}
+    third = claimed(words)
+    assert slots(words)[0] == (os.getpid(), 0), "a free slot is taken, and forgets what was told there"
+    third.free()
+
+
+def test_a_slot_before_its_claim_and_after_its_end_tells_nobody(words):
+    slot = header.Slot()
+    slot.sequence[0] = 5
+    slot.claim(words, [])
+    slot.free()
+    slot.free()
+    slot.sequence[0] = 5
+    assert slots(words)[0] == (0, 0)
+
+
+def test_a_slot_that_is_dropped_is_free(words):
+    slot = claimed(words)
+    assert slots(words)[0][0] == os.getpid()
+    del slot
+    assert slots(words)[0][0] == 0
+
+
+def test_a_slot_that_another_has_taken_over_is_not_given_back(words):
+    slot = claimed(words)
+    words[64] = 4711
+    slot.free()
+    assert slots(words)[0][0] == 4711
+
+
+def test_a_child_leaves_the_slot_of_its_parent_alone(words):
+    slot = claimed(words)
+    assert in_a_child(slot.free) == 0
+    assert slots(words)[0][0] == os.getpid()
+
+
+def test_who_finds_all_slots_taken_goes_without(words):
+    for at in range(64, 512, 2):
+        words[at] = at
+    before = words.tolist()
+    for present in ((), range(64, 512)):  # None: where the system does not tell.
+        slot = claimed(words, present)
+        slot.sequence[0] = 5
+        slot.free()
+        assert words.tolist() == before
+
+
+def test_the_slots_of_the_dead_are_taken_when_there_are_no_others(words):
+    for at in range(64, 512, 2):
+        words[at] = at
+    slot = claimed(words, range(100, 512))
+    assert slots(words)[:2] == [(os.getpid(), 0), (0, 0)]
+    assert slots(words)[18] == (100, 0)
+    assert slot.sequence is not None
+
+
+def test_a_process_with_the_number_of_a_dead_one_inherits_no_slot_of_it(words):
+    words[66] = words[70] = os.getpid()
+    words[68], words[72] = 1, 2
+    slot = claimed(words, [1])
+    slot.sequence[0] = 8
+    assert slots(words)[:5] == [(os.getpid(), 8), (0, 0), (1, 0), (0, 0), (2, 0)]
+
+
+def test_where_the_system_tells_nothing_no_slot_counts_as_that_of_a_dead_one(words):
+    first, second = claimed(words), claimed(words)
+    assert [pid for pid, _ in slots(words)][:3] == [os.getpid(), os.getpid(), 0]
+    assert first.sequence.obj is second.sequence.obj

@@ -7,6 +7,7 @@ import pytest
 
 import microdb
 from microdb import MicroDB, RecordError, mapping
+from steps import in_thread
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -223,8 +224,21 @@ def test_a_table_in_memory_saves_where_it_is_told(open_db, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == [A]
 
 
-def test_repr_tells_how_it_was_opened():
-    assert repr(MicroDB(":memory:", ["a", "b"])) == "MicroDB(':memory:', partition_keys=['a', 'b'])"
+def test_repr_tells_how_it_was_opened_and_how_much_is_in_it(open_db, path):
+    assert repr(MicroDB(":memory:", ["a", "b"])) == "<MicroDB(':memory:', partition_keys=['a', 'b']): 0 records>"
+    mdb = open_db(durability="power")
+    mdb.upsert(A)
+    start = f"<MicroDB({str(path)!r}, partition_keys=['id'], "
+    assert repr(mdb) == start + "durability='power'): 1 record>"
+    assert repr(open_db(read_only=True)) == start + "read_only=True): 1 record>"
+    mdb.close()
+    assert repr(mdb) == start + "durability='power'): closed>"
+
+
+def test_repr_waits_for_nobody(open_db):
+    mdb = open_db()
+    with mdb._table_lock, mdb.lock():
+        assert in_thread(lambda: repr(mdb)).endswith(": 0 records>")
 
 
 def test_a_path_object_and_bytes_like_names_work(open_db, path):

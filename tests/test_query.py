@@ -262,6 +262,11 @@ def test_a_sorted_index_is_on_one_field(open_db):
 
 def test_conditions_and_queries_say_what_they_are(mdb):
     assert repr(mdb.where(city="Rome")) == "<Query where(city='Rome')>"
+    query = mdb.where(len, age=microdb.above(1)).order_by("n").order_by(len, "m", reverse=True)
+    text = "where(<built-in function len>, age=> 1).order_by('n').order_by(<built-in function len>, 'm', reverse=True)"
+    assert repr(query) == f"<Query {text}>"
+    assert repr(query.limit(3)) == f"<Query {text}.limit(3)>"
+    assert repr(query.limit(3, offset=2)) == f"<Query {text}.limit(3, offset=2)>"
     assert str(microdb.between(1, 2)) == ">= 1 and <= 2"
     assert str(microdb.above(1)) == "> 1"
     assert str(microdb.below(dt.date(2026, 1, 1))) == "< datetime.date(2026, 1, 1)"

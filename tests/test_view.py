@@ -61,6 +61,10 @@ def test_a_view_in_a_transaction_shows_its_changes(mdb):
 
 def test_a_view_says_what_it_is(mdb):
     assert repr(mdb.snapshot()) == f"<View of 2 records at {mdb.position}>"
+    generation, offset, sequence, crc = mdb.position
+    assert repr(mdb.position) == f"Position({generation=}, {offset=}, {sequence=}, {crc=})"
+    with mdb.transaction():
+        assert repr(mdb.snapshot()) == "<View of 2 records at no position>"
 
 
 def test_the_table_of_each_position_since_the_last_save_comes_back(open_db):

@@ -1,6 +1,7 @@
 """The options of ``microdb demo``, and its exit codes."""
 
 import argparse
+import logging
 import os
 import random
 import secrets
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     refusal = _refusal(options)
     if refusal:
         return _complain(refusal, _USAGE)
+    # That a process died, the report tells.
+    logging.getLogger("microdb").addHandler(logging.NullHandler())
     try:
         with interrupt_as_message() as interrupt, _place(options) as path:
             outcome = _run_and_show(_plan(options, path), interrupt)

@@ -4,6 +4,7 @@ Here live the messages between parent and worker, too. Knows nothing of the pare
 """
 
 import contextlib
+import logging
 import random
 import signal
 import time
@@ -94,6 +95,8 @@ def work(order: Order, tasks: Connection, messages: Connection) -> None:
     stop = _StopFlag.listening()
     # They are about the text that is indexed, not about this program.
     warnings.simplefilter("ignore", SyntaxWarning)
+    # That one died, the parent tells.
+    logging.getLogger("microdb").addHandler(logging.NullHandler())
     try:
         with MicroDB(order.path, PARTITION_KEYS, durability=order.durability) as mdb:
             chance = random.Random(order.seed)  # noqa: S311 - to be repeatable, not secret

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from microdb import notes
 from microdb.errors import (
     ConflictError,
     CorruptError,
@@ -22,7 +23,7 @@ from microdb.errors import (
     StorageError,
 )
 from microdb.files import File
-from microdb.locks import REENTRANT, held, holders, refuse_in_child
+from microdb.locks import REENTRANT, held, refuse_in_child
 from microdb.wal import header
 from microdb.wal.format import (
     DURABLE_BEFORE,
@@ -156,11 +157,6 @@ class FileLog(OpenFiles):
         """Raises GoneError unless it is a position of this log, from which `read` goes on."""
         self.generations.check(position)
 
-    def pids(self) -> tuple[int, ...]:
-        """The processes that are present."""
-        identity = self.files.identity(self.paths.header)
-        return () if identity is None else holders(identity.file)
-
     # Writing, under the lock.
 
     def is_poisoned(self) -> bool:
@@ -185,11 +181,14 @@ class FileLog(OpenFiles):
     def repair(self) -> None:
         """Roll back the write that its owner did not finish, or finish its save if the snapshot is in place."""
         generation, offset = split_head(self.words[HEAD])
+        done = "save unfinished; it was completed"
         if not self._finish_save(generation):
+            done = "write unfinished; it was rolled back"
             log = self._current(generation)
             if log.file.size() > offset:
                 self._cut(log.file, offset)
         header.count(self.words, REPAIRS)
+        notes.add(notes.WARNING, "%s: process %d left a %s", self.name, self.words[DIRTY], done)
         self.words[DIRTY] = 0
 
     def _finish_save(self, generation: int) -> bool:
@@ -259,8 +258,10 @@ class FileLog(OpenFiles):
         """Cut what was not published off the current log. If that fails the log is poisoned, and recovery does it."""
         try:
             file.truncate(offset)
-        except OSError:
+        except OSError as error:
             self.words[POISONED] = split_head(self.words[HEAD])[0]
+            failed = "%s: a write that failed could not be cut off (%s); the next write saves first"
+            notes.add(notes.ERROR, failed, file.path, str(error))
             raise
         self.words[DURABLE] = min(self.words[DURABLE], offset)
 
@@ -306,8 +307,10 @@ class FileLog(OpenFiles):
         """
         try:
             log.file.sync_data()
-        except OSError:
+        except OSError as error:
             self.words[POISONED] = log.header.generation
+            failed = "%s: fsync failed (%s); writes in it may be lost with the power; the next write saves first"
+            notes.add(notes.ERROR, failed, log.file.path, str(error))
             raise
         if self.words[POISONED] == log.header.generation:
             raise FailedError(log.file.path, "an earlier fsync of it failed; write again, which saves first")

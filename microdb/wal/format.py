@@ -127,6 +127,9 @@ class LogHeader(NamedTuple):
 class Position(NamedTuple):
     """A place between two frames, and all that is needed to read on, or write on, from it.
 
+    >>> Position(generation=2, offset=311, sequence=40, crc=7) < Position(2, 340, 41, 9)
+    True
+
     Attributes:
         generation: Which log.
         offset: The byte where the next frame begins.
@@ -141,7 +144,11 @@ class Position(NamedTuple):
 
     @property
     def head(self) -> int:
-        """The word that publishes everything up to here."""
+        """The word that publishes everything up to here.
+
+        >>> Position(generation=1, offset=100, sequence=2, crc=0).head == head_of(1, 100)
+        True
+        """
         return head_of(self.generation, self.offset)
 
 

@@ -1,11 +1,11 @@
 """The logs of a database by their generations: the current one, those that were saved over, what nobody needs."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Sequence
 from typing import Final
 
+from microdb import notes
 from microdb.errors import CorruptError, StorageError
 from microdb.files import Files
 from microdb.keys import PartitionKeys
@@ -19,8 +19,6 @@ __all__ = ["HISTORY_BYTES", "Generations"]
 HISTORY_BYTES: Final = 16 << 20
 HISTORY_LOGS: Final = 64
 """How much of the logs before the current one is kept for slow readers, and how many of them."""
-
-_LOG: Final = logging.getLogger("microdb")
 
 
 class Generations:
@@ -91,6 +89,7 @@ class Generations:
                     ends += ends_in(log, after, run.payloads, run.end)
             after = place_of(following, max(after.sequence, base))
             self.last = following
+            notes.add(notes.DEBUG, "%s: followed a save to generation %d", self._paths.snapshot, after.generation)
         log = self.get(after.generation)
         try:
             more, end = frames_to(log, after, offset)
@@ -127,7 +126,7 @@ class Generations:
                 if kept > self._history_bytes or count > HISTORY_LOGS:
                     self._files.unlink(self._paths.history(generation))
         except OSError as error:
-            _LOG.warning("%s: old logs could not be put away: %s", self._paths.folder, str(error))  # Not its frames.
+            notes.add(notes.WARNING, "%s: old logs could not be put away: %s", self._paths.folder, str(error))
 
     def remove_temporaries(self, *, inside_lock: bool) -> None:
         """Remove what dead savers left: those that saved inside the write lock, or the others."""

@@ -22,13 +22,20 @@ because a process that touches a mapped page without a block behind it is killed
     28-29  salt of the log of the present generation, at 28 + generation modulo 2, set before the head
     30     sealed: a head below which everything was published and fsynced
     31     seal: crc-32 of that word, of word 22 and of its salt, plus 2**32
+    32     lock_waits: how often a process had to wait for the write lock
+    33     conflicts: upserts that found another record than they expected
+    34     save_us: duration of the last save in µs; 0 before the first
+    64-511 slots of two words, one for each open handle that can write: its pid, or 0 where the slot is free; and the
+           sequence up to which it knows the log
 
 The page is never fsynced: after a power cut it may be any mixture, word by word, of all that it ever was. The seal
 tells whether the few words that recovery then asks belong together.
 """
 
+import os
 import struct
 import sys
+from collections.abc import Collection
 from typing import Final
 from zlib import crc32
 
@@ -37,22 +44,27 @@ from microdb.files import File
 from microdb.wal.format import Position, head_of, split_head
 
 __all__ = [
+    "CONFLICTS",
     "DIRTY",
     "DURABLE",
     "EXPIRING",
     "HEAD",
     "HEADER_BYTES",
+    "LOCK_WAITS",
     "OWNER",
     "POISONED",
     "REPAIRS",
     "SAVES",
+    "SAVE_US",
     "TORN",
     "WAITING",
+    "Slot",
     "Words",
     "count",
     "create",
     "is_current",
     "open_words",
+    "positions",
     "publish",
     "rebuild",
     "salt_of",
@@ -81,6 +93,10 @@ REPAIRS: Final = 24
 TORN: Final = 25
 SAVES: Final = 26
 WAITING: Final = 27
+LOCK_WAITS: Final = 32
+CONFLICTS: Final = 33
+SAVE_US: Final = 34
+_SLOTS: Final = range(64, HEADER_BYTES // 8, 2)
 
 
 def create(file: File) -> None:
@@ -159,9 +175,68 @@ def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: by
     words[0] = MAGIC
     words[DIRTY] = 0
     words[POISONED] = poisoned
+    for slot in _SLOTS:
+        if words[slot]:
+            words[slot] = 0
     words[DURABLE] = 0
     words[WAITING] = 0
     words[EXPIRING] = 0
     publish(words, end.generation, end.offset, salt)
     words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
     words[_INODE] = file.identity().inode
+
+
+class Slot:
+    """Where one handle tells how far it has come, for `positions`, from `claim` to `free` or to the end of its life.
+
+    Attributes:
+        sequence: A store to ``sequence[0]`` tells. Before `claim`, and after `free`, it tells nobody.
+    """
+
+    _pid = 0
+    _place: Words | None = None
+
+    def __init__(self) -> None:
+        self.sequence: Words = memoryview(bytearray(8)).cast("Q")
+
+    def claim(self, words: Words, present: Collection[int]) -> None:
+        """Take a free place in the page; if all are taken, one of the dead; else go without. Only under the write lock.
+
+        Args:
+            words: The page.
+            present: The processes that had it open before; none where the system does not tell.
+        """
+        pid = os.getpid()
+        pids = [words[slot] for slot in _SLOTS]
+        is_full = 0 not in pids
+        if present and (is_full or pid in pids):
+            # Another process may have had this pid. Else the dead may rest: who is in another container looks dead.
+            for place, slot in enumerate(_SLOTS):
+                if pids[place] not in present and (is_full or pids[place] == pid):
+                    words[slot] = pids[place] = 0
+        if 0 in pids:
+            slot = _SLOTS[pids.index(0)]
+            # First of all, so that an interrupt leaves nothing behind.
+            self._pid, self._place, self.sequence = pid, words[slot : slot + 1], words[slot + 1 : slot + 2]
+            self.sequence[0] = 0
+            self._place[0] = pid
+
+    def free(self) -> None:
+        """Give the place back, unless it is the parent's of this process."""
+        place, self._place = self._place, None
+        self.sequence = memoryview(bytearray(8)).cast("Q")
+        if place is not None and place[0] == self._pid == os.getpid():
+            place[0] = 0
+
+    def __del__(self) -> None:
+        self.free()
+
+
+def positions(words: Words, pids: Collection[int]) -> dict[int, int]:
+    """The sequence up to which each of these processes knows the log; of several handles the lowest."""
+    found: dict[int, int] = {}
+    for slot in _SLOTS:
+        pid, sequence = words[slot], words[slot + 1]
+        if pid in pids:
+            found[pid] = min(sequence, found.get(pid, sequence))
+    return dict(sorted(found.items()))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from microdb.locks import WriteLock
 from microdb.table import Overlay
 from microdb.wal.format import Payload, Position
+from microdb.wal.header import Slot
 
 __all__ = ["GoneError", "Log", "Start"]
 
@@ -41,12 +42,14 @@ class Log(Protocol):
         words: The page; ``words[HEAD]`` is how far the log goes. A reader compares it before each read.
         lock: Whoever appends holds it.
         keeps_all: Whether `load` can give everything again.
+        slot: Where a handle tells how far it has come.
     """
 
     name: str
     words: memoryview
     lock: WriteLock
     keeps_all: bool
+    slot: Slot
 
     def attach(self, recover: Callable[[Any, Any], Start], timeout_s: float | None) -> Start | None:
         """Open it, waiting that long for its lock. The first gets the content with it; for others there is `load`."""

@@ -8,7 +8,7 @@ from microdb.locks import REENTRANT, WriteLock
 from microdb.table import Overlay
 from microdb.wal.format import Payload, Position, split_head
 from microdb.wal.generations import HISTORY_BYTES
-from microdb.wal.header import HEAD, HEADER_BYTES
+from microdb.wal.header import HEAD, HEADER_BYTES, Slot
 from microdb.wal.log import GoneError, Start
 
 __all__ = ["MemoryLog"]
@@ -33,6 +33,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self.words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
         self.lock = WriteLock()
+        self.slot = Slot()  # Never claimed: there is nobody to be told.
         self._payloads: Sequence[Payload] = ()
         self._end = Position(0, 0, 0, 0)
         self._history: _History | None = None

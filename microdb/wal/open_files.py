@@ -17,6 +17,7 @@ from microdb.locks import (
     be_absent,
     become_present,
     held,
+    holders,
     is_alone,
     shared_write_lock,
 )
@@ -24,7 +25,7 @@ from microdb.paths import Paths
 from microdb.wal import header
 from microdb.wal.format import split_head
 from microdb.wal.generations import HISTORY_BYTES, Generations
-from microdb.wal.header import DIRTY, HEAD, HEADER_BYTES, OWNER
+from microdb.wal.header import DIRTY, HEAD, HEADER_BYTES, LOCK_WAITS, OWNER, Slot
 from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import LogFile
 from microdb.wal.reader import read_frames
@@ -44,6 +45,7 @@ class OpenFiles:
         paths: Its file names.
         files: The file system.
         generations: Its logs.
+        slot: Where this handle tells how far it has come.
         keys: The partition keys.
         read_only: Whether this handle must write nothing.
     """
@@ -66,6 +68,7 @@ class OpenFiles:
         self.lock = WriteLock()
         self.header_file: File | None = None
         self._lock_file: File | None = None
+        self.slot = Slot()
         self.generations = Generations(paths, keys, files, read_only=read_only, history_bytes=history_bytes)
         self._look_at_s = 0.0
         self._is_followed = True
@@ -95,10 +98,12 @@ class OpenFiles:
                 return self._join(recover, header_file)
             except BaseException:
                 # An error keeps its traceback, and with it this file: it must not look alive.
+                self.slot.free()
                 be_absent(header_file)
                 raise
 
     def _join(self, recover: Callable[[Self, File | None], Start], header_file: File) -> Start | None:
+        present = self.pids()
         alone = is_alone(header_file)
         if alone:
             header.create(header_file)
@@ -108,8 +113,14 @@ class OpenFiles:
         if not alone and not self.words[DIRTY]:
             self._check_end()
         become_present(header_file)
-        self.lock.tell_owner_in(self.words[OWNER:])
+        self.lock.tell_owner_in(self.words[OWNER:], self.words[LOCK_WAITS:])
+        self.slot.claim(self.words, present)
         return start
+
+    def pids(self) -> tuple[int, ...]:
+        """The processes that are present."""
+        identity = self.files.identity(self.paths.header)
+        return () if identity is None else holders(identity.file)
 
     def _check_end(self) -> None:
         """Under the write lock, while others are alive: raise if the page does not lead to the end of the log."""
@@ -185,6 +196,7 @@ class OpenFiles:
         for file in (self._lock_file, self.header_file, last and last.file):
             if file is not None:
                 file.close()
+        self.slot.free()
         self._drop()
 
     def _drop(self) -> None:
@@ -195,6 +207,7 @@ class OpenFiles:
 
     def close(self) -> None:
         """Be absent, and drop all files: they are closed when no thread is using them any more."""
+        self.slot.free()
         if self.header_file is not None:
             # The mapping holds a duplicate of the descriptor, and with it the lock, until the last reference is gone.
             be_absent(self.header_file)
