@@ -226,7 +226,7 @@ class MicroDB(Watching):
                 if self._applied in stored:  # Else others have written meanwhile, as they may behind a reader.
                     problems += differences(records, stored[self._applied])
                 problems += misled(records)
-                return Report(len(records), problems)
+                return Report(len(self._unexpired(records, None)), problems)
 
     def __str__(self) -> str:
         """The records as a list."""

@@ -26,6 +26,17 @@ __all__ = ["Event", "News", "Origin", "Source", "Watch"]
 class Event(NamedTuple):
     """One change of a table. What it holds is the caller's own.
 
+    >>> import microdb
+    >>> mdb = microdb.MicroDB(":memory:", ["id"])
+    >>> watch = mdb.watch()
+    >>> mdb.upsert_many([{"id": 1}, {"id": 2}])
+    >>> mdb.clear()
+    >>> for event in (watch.take(), watch.take(), watch.take()):
+    ...     print(event.kind, event.key, [part.key for part in event.parts])
+    upsert (1,) []
+    upsert (2,) []
+    clear None [(1,), (2,)]
+
     Attributes:
         position: Where a later ``watch(since=position)`` goes on so that nothing is missed. Of several changes that
             were made as one, all but the last bear the position before them: then they are told once more.
@@ -165,7 +176,12 @@ class Watch(Iterator[Event]):
         return event
 
     def take(self) -> Event | None:
-        """The next event, if it is there already."""
+        """The next event, if it is there already.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["id"]).watch().take() is None
+        True
+        """
         event = next(self._coming, None)
         if event is None and not self._is_closed:
             news = self._source.news(self.position, not self._is_whole)
@@ -178,7 +194,17 @@ class Watch(Iterator[Event]):
         return event
 
     def sleep(self, timeout: float | None) -> None:
-        """Return when there may be something to take, or after a while."""
+        """Return when there may be something to take, or after a while, for those who wait for other things as well.
+
+        >>> import microdb
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> with mdb.watch() as watch:
+        ...     while (event := watch.take()) is None:
+        ...         mdb.upsert({"id": 1})
+        ...         watch.sleep(timeout=0.01)
+        >>> event.key
+        (1,)
+        """
         if not self._is_closed:
             limits_s = [] if timeout is None else [timeout]
             if self._times:
@@ -186,7 +212,14 @@ class Watch(Iterator[Event]):
             self._source.sleep(self._head, min(limits_s, default=None))
 
     def close(self) -> None:
-        """End it: whoever waits for an event gets none any more. Closing twice does nothing."""
+        """End it: whoever waits for an event gets none any more. Closing twice does nothing.
+
+        >>> import microdb
+        >>> watch = microdb.MicroDB(":memory:", ["id"]).watch()
+        >>> watch.close()
+        >>> list(watch)
+        []
+        """
         if not self._is_closed:
             self._is_closed = True
             self._coming = iter(())

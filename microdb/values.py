@@ -59,7 +59,11 @@ ABSENT: Final = Absent.ABSENT
 
 
 class Unknown(enum.Enum):
-    """The type of `UNKNOWN`, which stands for a record that cannot be told any more."""
+    """The type of `UNKNOWN`, which stands for a record that cannot be told any more.
+
+    >>> UNKNOWN
+    microdb.UNKNOWN
+    """
 
     UNKNOWN = "unknown"
 

@@ -57,6 +57,10 @@ class Listener:
     """A thread that calls a function with each event, until it is closed, or the database is.
 
     What the function raises is logged with its traceback, and the next event comes.
+
+    >>> import microdb
+    >>> listener = microdb.MicroDB(":memory:", ["id"]).on_change(print)
+    >>> listener.close()
     """
 
     def __init__(self, name: str, watch: Watch, callback: Callable[[Event], object]) -> None:
@@ -67,7 +71,16 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Call it no more. Returns when the call that is going on has ended, unless it is from there."""
+        """Call it no more. Returns when the call that is going on has ended, unless it is from there.
+
+        >>> import microdb
+        >>> seen = []
+        >>> mdb = microdb.MicroDB(":memory:", ["id"])
+        >>> mdb.on_change(seen.append).close()
+        >>> mdb.upsert({"id": 1})
+        >>> seen
+        []
+        """
         self._watch.close()
         if self._thread is not threading.current_thread():
             self._thread.join()

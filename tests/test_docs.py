@@ -98,7 +98,10 @@ WITHOUT_EXAMPLE = {
     "MicroDB.log_bytes": "see auto_save.Growing",
     "MicroDB.candidates": "see query.Source",
     "View.candidates": "see query.Source",
+    "MicroDB.expiring": "see save.Source",
     "Query.asks": "what claim() asks of it",
+    "Query.means": "what watch() asks of it",
+    "WaitTimeoutError": "takes time",
 }
 """What needs no example, and why; the methods are for other parts of microdb."""
 

@@ -515,6 +515,26 @@ def test_whoever_waits_is_woken_by_the_write_of_another_process(open_db, path):
             assert watch.next(timeout=20).key == (n,)
 
 
+def _write_behind_a_save(pipe, path):
+    with MicroDB(path, ["id"]) as mdb:
+        pipe.send("ready")
+        for n in range(20):
+            pipe.recv()
+            mdb.save()
+            mdb.upsert({"id": n})
+
+
+@pytest.mark.usefixtures("_only_the_woken_wake")
+def test_a_save_between_sleep_and_write_keeps_nobody_asleep(open_db, path):
+    mdb = open_db()
+    with spawned((_write_behind_a_save, path)) as ((pipe,), _):
+        assert pipe.recv() == "ready"
+        watch = mdb.watch()
+        for n in range(20):
+            pipe.send("go")
+            assert watch.next(timeout=20).key == (n,)
+
+
 @pytest.mark.parametrize("_", range(5))
 def test_a_wake_that_was_missed_costs_a_time_out_and_no_event(open_db, path, _):
     mdb = open_db()

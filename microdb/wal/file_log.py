@@ -25,6 +25,7 @@ from microdb.errors import (
 from microdb.files import File
 from microdb.locks import REENTRANT, held, refuse_in_child
 from microdb.wal import header
+from microdb.wal.bell import ring
 from microdb.wal.format import (
     DURABLE_BEFORE,
     HASH_BYTES,
@@ -35,7 +36,7 @@ from microdb.wal.format import (
     head_of,
     split_head,
 )
-from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED, REPAIRS, SAVES
+from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED, REPAIRS, SAVES, WAITING
 from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import LogFile, frames_to, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
@@ -321,9 +322,14 @@ class FileLog(OpenFiles):
         A poisoned one does not yet put the other away: after a power cut the old snapshot may be back, and want it.
         """
         words = self.words
+        is_awaited = words[WAITING] >= words[HEAD]
         words[POISONED] = generation if poisoned else 0
         words[DURABLE] = size
         header.publish(words, generation, size, salt)
+        if is_awaited:
+            ring(
+                words
+            )  # There is no news; but who sleeps at the old head is not rung for by whoever moves the new one.
         header.count(words, SAVES)
         if not poisoned:
             header.seal(words, generation, size)
