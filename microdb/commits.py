@@ -31,15 +31,17 @@ class Commit:
         changes: The same for the table.
         done: Whether it is in the log, if its own thread writes it.
         leader: The batch along with which another thread writes it.
+        next: The one behind it that is taken along, too: it is told when this one has been.
     """
 
-    __slots__ = ("_asleep", "changes", "done", "leader", "payload")
+    __slots__ = ("_asleep", "changes", "done", "leader", "next", "payload")
 
     def __init__(self, payload: bytes, changes: Sequence[Change]) -> None:
         self.payload = payload
         self.changes = changes
         self.done = False
         self.leader: Commit | None = None
+        self.next: Commit | None = None
         self._asleep: threading.Lock | None = None
 
     def is_done(self) -> bool:
@@ -57,14 +59,18 @@ class Commit:
             self._asleep.acquire(timeout=timeout_s)
 
     def wake(self) -> bool:
-        """Let its thread see what has become of it; False if it was awake, or is in the log, so needs no lock."""
+        """Let its thread take the lock; False if it was awake, or is in the log, so needs none."""
+        return not self.is_done() and self.tell()
+
+    def tell(self) -> bool:
+        """Let its thread see what has become of it; False if it was awake."""
         try:
             if self._asleep is None:
                 return False
             self._asleep.release()
         except RuntimeError:
             return False
-        return not self.is_done()
+        return True
 
 
 class CommitQueue:
@@ -109,6 +115,8 @@ class CommitQueue:
                     break
                 left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
         finally:
+            if commit.next is not None:
+                commit.next.tell()
             with contextlib.suppress(ValueError):
                 lock.sleepers.remove(commit)
             if not commit.is_done() and not lock.is_mine():
@@ -125,6 +133,8 @@ class CommitQueue:
                 follower = self.waiting.popleft()
                 if follower is not commit:
                     follower.leader = commit
+                    if group[-1] is not commit:
+                        group[-1].next = follower
                     group.append(follower)
         return group
 

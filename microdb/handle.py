@@ -96,8 +96,10 @@ class Handle(OpenTable):
             commits.leave(commit, lock, level)
             raise
         finally:
-            for follower in group[1:]:
-                follower.wake()
+            # Told all at once, they wake on every core to wait for Python's own lock. Told one by the other, they would
+            # stay behind this thread, unless that waits for the disk with its next write.
+            for follower in group[1:2] if self._sync else group[1:]:
+                follower.tell()
         position = self._position
         if position is not None and position.offset > self._auto_save.above:
             self._auto_save.consider(position.offset, self)

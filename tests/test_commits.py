@@ -1,7 +1,9 @@
 """The queue of group commit, with a lock that does what the test tells it to."""
 
+import gc
 import threading
 import types
+import weakref
 
 import pytest
 
@@ -219,8 +221,8 @@ def test_whoever_was_taken_along_goes_on_to_its_leaders_failure_with_the_time_th
     assert enter(queue, commit, lambda: (queue.take_all(other()), False)[1], True, timeout_s=2) == 0.5
 
 
-def test_who_lets_go_of_the_lock_wakes_all_up_to_one_that_needs_it():
-    """Those whose batch was taken along take no lock; without more, the others would sleep until they look."""
+def test_who_lets_go_of_the_lock_wakes_the_first_that_needs_it():
+    """Those whose batch was taken along need none: whoever wrote them wakes them."""
     lock = WriteLock()
     followers = [other() for _ in range(4)]
     lock.sleepers.extend(followers)
@@ -230,7 +232,47 @@ def test_who_lets_go_of_the_lock_wakes_all_up_to_one_that_needs_it():
     followers[0].leader.done = followers[1].leader.done = True
     lock.acquire()
     lock.release()
-    assert [each._asleep.locked() for each in followers] == [False, False, False, True]
+    assert [each._asleep.locked() for each in followers] == [True, True, False, True]
+
+
+def test_of_those_that_are_taken_along_each_tells_the_next(queue, commit):
+    followers = [other() for _ in range(3)]
+    wait_in(queue, *followers)
+    queue.take_all(commit)
+    assert [each.next for each in (commit, *followers)] == [None, *followers[1:], None]
+    for each in followers:
+        each.fall_asleep()
+    enter(queue, followers[1], True)
+    assert [each._asleep.locked() for each in followers] == [True, True, False]
+
+
+def test_whoever_is_interrupted_in_its_sleep_tells_the_next_nevertheless(queue, commit, monkeypatch):
+    commit.next = other()
+    commit.next.fall_asleep()
+    asleep = commit.next._asleep
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commit, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        enter(queue, commit, False)
+    assert not asleep.locked()
+
+
+def test_batches_that_were_written_together_are_freed_at_once(queue):
+    class Weak(Commit):
+        """One that a test can see go."""
+
+    leader, follower = Weak(b"", []), Weak(b"", [])
+    wait_in(queue, follower)
+    queue.take_all(leader)
+    gone = weakref.ref(leader)
+    gc.disable()
+    del leader, follower
+    is_gone = gone() is None
+    gc.enable()
+    assert is_gone
 
 
 def test_who_gives_up_wakes_another_in_its_place(queue, commit):
@@ -244,9 +286,10 @@ def test_who_gives_up_wakes_another_in_its_place(queue, commit):
     assert not waiting._asleep.locked()
 
 
-def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch):
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch, durability):
     monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
-    mdb = open_db()
+    mdb = open_db(durability=durability)
     groups = []
     monkeypatch.setattr(Handle, "_append_locked", _noting(Handle._append_locked, groups))
     threads = [threading.Thread(target=mdb.upsert, args=({"id": name},)) for name in "wxyz"]
