@@ -97,11 +97,14 @@ class Handle(OpenTable):
             try:
                 left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
                 if commit.leader is None or not commit.is_done():
+                    if self._sync and level.depth == 0:
+                        commits.gather()  # Before the lock on the file: no other process has to wait for them.
                     lock.acquire_queued(left_s, timeout_s)
                     self._prepare_locked()
                     lock.writing = commit
                     if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
                         group = commits.take_all(commit)
+                    commits.company = len(group) - 1
                     head = words[HEAD]
                     with self._appending:
                         self._append_locked(group)
@@ -115,8 +118,10 @@ class Handle(OpenTable):
             commits.leave(commit, lock, level)
             raise
         finally:
-            for follower in group[1:]:
-                follower.wake()
+            # Told all at once, they wake on every core to wait for Python's own lock. Told one by the other, they would
+            # stay behind this thread, unless that waits for the disk with its next write.
+            for follower in group[1:2] if self._sync else group[1:]:
+                follower.tell()
             if notes.waiting:
                 self._tell()
         position = self._position

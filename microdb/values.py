@@ -170,11 +170,14 @@ def are_dicts(records: Sequence[Any]) -> bool:
 
 
 def are_flat(records: Sequence[Any]) -> bool:
-    """Whether all are dicts whose names are str and whose values need no copy. Costs next to nothing a record."""
+    """Whether all are dicts whose names are str and whose values need no copy. Costs next to nothing a record.
+
+    A name that is no str passes if it equals one that a record before has; the encoder refuses it.
+    """
     return (
         are_dicts(records)
         and FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, records))))
-        and STR.issuperset(map(type, chain.from_iterable(records)))
+        and STR.issuperset(map(type, set().union(*records)))  # Mostly they share their names: a third of the price.
     )
 
 

@@ -197,6 +197,20 @@ def test_a_lone_surrogate_among_records_encoded_together_is_refused_with_its_fie
     assert encode_upserts([{"a": 1}]) == sound
 
 
+def test_a_name_that_only_equals_that_of_a_record_before_is_refused():
+    class Name(str):
+        __slots__ = ()
+
+    with pytest.raises(RecordError, match="field names are str, found 'a'"):
+        encode_upserts([{"a": 1}, {Name("a"): 2}])
+
+
+def test_of_many_payloads_one_with_a_name_that_is_no_str_is_none():
+    sound, bad = (b"\x91" + msgpack.packb(record) for record in ({"id": 1}, {"id": 2, 3: 4}))
+    with pytest.raises(CodecError, match="field names are str"):
+        list(decode_all([sound, bad], PartitionKeys(["id"])))
+
+
 def test_records_encoded_together_obey_the_limit(monkeypatch):
     payload = encode_upserts([{"a": "xyz"}, {"a": "uvw"}])
     monkeypatch.setattr(codec, "PAYLOAD_BYTES_MAX", len(payload))

@@ -1,7 +1,10 @@
 """The queue of group commit, with a lock that does what the test tells it to."""
 
+import contextlib
+import gc
 import threading
 import types
+import weakref
 
 import pytest
 
@@ -219,8 +222,8 @@ def test_whoever_was_taken_along_goes_on_to_its_leaders_failure_with_the_time_th
     assert enter(queue, commit, lambda: (queue.take_all(other()), False)[1], True, timeout_s=2) == 0.5
 
 
-def test_who_lets_go_of_the_lock_wakes_all_up_to_one_that_needs_it():
-    """Those whose batch was taken along take no lock; without more, the others would sleep until they look."""
+def test_who_lets_go_of_the_lock_wakes_the_first_that_needs_it():
+    """Those whose batch was taken along need none: whoever wrote them wakes them."""
     lock = WriteLock()
     followers = [other() for _ in range(4)]
     lock.sleepers.extend(followers)
@@ -230,7 +233,47 @@ def test_who_lets_go_of_the_lock_wakes_all_up_to_one_that_needs_it():
     followers[0].leader.done = followers[1].leader.done = True
     lock.acquire()
     lock.release()
-    assert [each._asleep.locked() for each in followers] == [False, False, False, True]
+    assert [each._asleep.locked() for each in followers] == [True, True, False, True]
+
+
+def test_of_those_that_are_taken_along_each_tells_the_next(queue, commit):
+    followers = [other() for _ in range(3)]
+    wait_in(queue, *followers)
+    queue.take_all(commit)
+    assert [each.next for each in (commit, *followers)] == [None, *followers[1:], None]
+    for each in followers:
+        each.fall_asleep()
+    enter(queue, followers[1], True)
+    assert [each._asleep.locked() for each in followers] == [True, True, False]
+
+
+def test_whoever_is_interrupted_in_its_sleep_tells_the_next_nevertheless(queue, commit, monkeypatch):
+    commit.next = other()
+    commit.next.fall_asleep()
+    asleep = commit.next._asleep
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commit, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        enter(queue, commit, False)
+    assert not asleep.locked()
+
+
+def test_batches_that_were_written_together_are_freed_at_once(queue):
+    class Weak(Commit):
+        """One that a test can see go."""
+
+    leader, follower = Weak(b"", []), Weak(b"", [])
+    wait_in(queue, follower)
+    queue.take_all(leader)
+    gone = weakref.ref(leader)
+    gc.disable()
+    del leader, follower
+    is_gone = gone() is None
+    gc.enable()
+    assert is_gone
 
 
 def test_who_gives_up_wakes_another_in_its_place(queue, commit):
@@ -244,9 +287,10 @@ def test_who_gives_up_wakes_another_in_its_place(queue, commit):
     assert not waiting._asleep.locked()
 
 
-def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch):
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_of_several_that_wait_none_takes_the_lock_only_to_give_it_back(open_db, monkeypatch, durability):
     monkeypatch.setattr(commits, "_LOOK_EVERY_S", 60)
-    mdb = open_db()
+    mdb = open_db(durability=durability)
     groups = []
     monkeypatch.setattr(Handle, "_append_locked", _noting(Handle._append_locked, groups))
     threads = [threading.Thread(target=mdb.upsert, args=({"id": name},)) for name in "wxyz"]
@@ -270,6 +314,79 @@ def _noting(function, calls):
         return function(*args)
 
     return noting
+
+
+def test_who_writes_next_waits_for_as_many_as_the_last_write_took_along(queue, monkeypatch):
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    queue.company = 2
+    gathering = threading.Thread(target=queue.gather)
+    gathering.start()
+    wait_in(queue, other())
+    gathering.join(SOON_S)
+    assert gathering.is_alive()
+    wait_in(queue, other())
+    gathering.join(WAIT_S)
+    assert not gathering.is_alive()
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_it_does_not_wait_for_more_than_the_last_write_took_along(queue, monkeypatch, waiting):
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    wait_in(queue, *[other() for _ in range(waiting)])
+    queue.company = waiting
+    queue.gather()
+
+
+def test_it_does_not_wait_for_long(queue):
+    queue.company = 2
+    queue.gather()
+
+
+def test_those_who_wrote_together_write_together_again(open_db, monkeypatch):
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    mdb = open_db(durability="power")
+    groups = []
+    monkeypatch.setattr(Handle, "_append_locked", _noting(Handle._append_locked, groups))
+
+    def write():
+        for n in range(3):
+            mdb.upsert({"id": threading.get_ident(), "n": n})
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    with mdb.lock():
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(mdb._commits.waiting) == 3)
+    for thread in threads:
+        thread.join()
+    assert [len(group) for _, group in groups] == [3] * 3
+    monkeypatch.undo()
+    mdb.upsert(A)
+    assert mdb._commits.company == 0
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_nobody_waits_for_company_in_vain(open_db, monkeypatch, durability):
+    """Not where the disk is not waited for; and not inside `lock()`, where nobody is taken along."""
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    mdb = open_db(durability=durability)
+    mdb._commits.company = 1
+    with mdb.lock() if durability == "power" else contextlib.nullcontext():
+        mdb.upsert(A)
+
+
+def test_an_interrupt_while_one_waits_for_company_lets_the_next_one_in(open_db, monkeypatch):
+    mdb = open_db(durability="power")
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CommitQueue, "gather", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(A)
+    monkeypatch.undo()
+    in_thread(lambda: mdb.upsert(B))
+    assert list(mdb.all()) == [B]
 
 
 def test_a_batch_behind_one_of_its_own_thread_is_let_in_nevertheless(queue, commit):

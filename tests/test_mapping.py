@@ -262,3 +262,15 @@ def test_what_another_thread_does_to_a_record_while_it_is_taken_in_changes_nothi
     monkeypatch.setattr(mapping, "are_flat", lambda records: (are_flat(records), record.update(a=[1]))[0])
     mdb.upsert_many([record])
     assert mdb[1,] == {"id": 1, "a": 1}
+
+
+class Name(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("record", [{Name("id"): 2}, {"id": 2, Name("b"): 3}, {"id": 2, 1: 3}, {"id": 2, b"id": 3}])
+def test_of_many_records_none_is_stored_if_a_name_in_the_last_is_no_str(open_db, record):
+    mdb = open_db()
+    with pytest.raises(RecordError, match="field names are str"):
+        mdb.upsert_many([{"id": 1}, record])
+    assert len(mdb) == 0

@@ -175,11 +175,12 @@ def encode_upserts(records: list[Record]) -> bytes:
     """The payload that upserts flat records, one after the other: a tenth of the price of `join` of their items.
 
     Raises:
-        RecordError: A str in one of them has no UTF-8 form; or it would be longer than a frame may be.
+        RecordError: A str in one of them has no UTF-8 form, or a name only equals one; or it would be longer than a
+            frame may be.
     """
     try:
         payload = _packed(records)
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, KeyError):  # A KeyError for want of a form.
         for record in records:
             checked(record)
         raise  # pragma: no cover  # One of them was refused.

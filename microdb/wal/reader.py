@@ -211,11 +211,11 @@ def _take_small(
     if size - at < FRAME_BYTES_MIN:
         return at, before
     sequence, crc = before
-    unpack = _CRC_AND_NEXT.unpack_from
+    unpack, header_bytes, flags_unknown = _CRC_AND_NEXT.unpack_from, FRAME.size, ~FLAGS_KNOWN
     length, flags, found = FRAME.unpack_from(data, at)
     while sequence != last:
-        end = at + FRAME.size + length
-        if not 0 < length <= _SMALL_BYTES or flags & ~FLAGS_KNOWN or found != sequence + 1:
+        end = at + header_bytes + length
+        if not 0 < length <= _SMALL_BYTES or flags & flags_unknown or found != sequence + 1:
             break
         frame = data[at:end]
         if end <= room:
@@ -226,7 +226,7 @@ def _take_small(
             break
         if crc32(frame, crc) != frame_crc:
             break
-        payloads.append(frame[FRAME.size :])
+        payloads.append(frame[header_bytes:])
         at, sequence, crc = end + CRC_BYTES, sequence + 1, frame_crc
     return at, (sequence, crc)
 

@@ -48,13 +48,13 @@ def log_header(
 def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
     """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
     generation, offset, sequence, crc = after
-    frames = []
+    frames: list[bytes] = []
     for payload in payloads:
         sequence += 1
         frame = FRAME.pack(len(payload), flags, sequence) + payload
         crc = crc32(frame, crc)
-        frames.append(frame + CRC.pack(crc))
+        frames += frame, CRC.pack(crc)
         flags = 0
-    data = frames[0] if len(frames) == 1 else b"".join(frames)
+    data = b"".join(frames)
     # As `Position(…)`, in half the time.
     return data, _new(Position, (generation, offset + len(data), sequence, crc))
