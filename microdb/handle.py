@@ -82,6 +82,8 @@ class Handle(OpenTable):
             try:
                 left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
                 if commit.leader is None or not commit.is_done():
+                    if self._sync and level.depth == 0:
+                        commits.gather()  # Before the lock on the file: no other process has to wait for them.
                     lock.acquire_queued(left_s, timeout_s)
                     self._prepare_locked()
                     lock.writing = commit

@@ -1,5 +1,6 @@
 """The queue of group commit, with a lock that does what the test tells it to."""
 
+import contextlib
 import gc
 import threading
 import types
@@ -313,6 +314,79 @@ def _noting(function, calls):
         return function(*args)
 
     return noting
+
+
+def test_who_writes_next_waits_for_as_many_as_the_last_write_took_along(queue, monkeypatch):
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    queue.company = 2
+    gathering = threading.Thread(target=queue.gather)
+    gathering.start()
+    wait_in(queue, other())
+    gathering.join(SOON_S)
+    assert gathering.is_alive()
+    wait_in(queue, other())
+    gathering.join(WAIT_S)
+    assert not gathering.is_alive()
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_it_does_not_wait_for_more_than_the_last_write_took_along(queue, monkeypatch, waiting):
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    wait_in(queue, *[other() for _ in range(waiting)])
+    queue.company = waiting
+    queue.gather()
+
+
+def test_it_does_not_wait_for_long(queue):
+    queue.company = 2
+    queue.gather()
+
+
+def test_those_who_wrote_together_write_together_again(open_db, monkeypatch):
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    mdb = open_db(durability="power")
+    groups = []
+    monkeypatch.setattr(Handle, "_append_locked", _noting(Handle._append_locked, groups))
+
+    def write():
+        for n in range(3):
+            mdb.upsert({"id": threading.get_ident(), "n": n})
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    with mdb.lock():
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(mdb._commits.waiting) == 3)
+    for thread in threads:
+        thread.join()
+    assert [len(group) for _, group in groups] == [3] * 3
+    monkeypatch.undo()
+    mdb.upsert(A)
+    assert mdb._commits.company == 0
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_nobody_waits_for_company_in_vain(open_db, monkeypatch, durability):
+    """Not where the disk is not waited for; and not inside `lock()`, where nobody is taken along."""
+    monkeypatch.setattr(commits, "_COME_S", 60)
+    mdb = open_db(durability=durability)
+    mdb._commits.company = 1
+    with mdb.lock() if durability == "power" else contextlib.nullcontext():
+        mdb.upsert(A)
+
+
+def test_an_interrupt_while_one_waits_for_company_lets_the_next_one_in(open_db, monkeypatch):
+    mdb = open_db(durability="power")
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CommitQueue, "gather", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mdb.upsert(A)
+    monkeypatch.undo()
+    in_thread(lambda: mdb.upsert(B))
+    assert list(mdb.all()) == [B]
 
 
 def test_a_batch_behind_one_of_its_own_thread_is_let_in_nevertheless(queue, commit):
