@@ -146,6 +146,7 @@ class CommitQueue:
         self._gathering.acquire(blocking=False)  # From now on, `enter` tells.
         if len(self.waiting) < self.company:
             self._gathering.acquire(timeout=_COME_S * self.company)
+        self.company = 0  # Unless this one takes somebody along.
 
     def take_all(self, commit: Commit) -> list[Commit]:
         """A batch, and all that other threads have waiting; whoever waits for one of them leaves it to us now."""
@@ -158,6 +159,7 @@ class CommitQueue:
                     if group[-1] is not commit:
                         group[-1].next = follower
                     group.append(follower)
+        self.company = len(group) - 1
         return group
 
     def leave(self, commit: Commit, lock: WriteLock, level: Level) -> None:

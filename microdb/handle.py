@@ -104,7 +104,6 @@ class Handle(OpenTable):
                     lock.writing = commit
                     if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
                         group = commits.take_all(commit)
-                    commits.company = len(group) - 1
                     head = words[HEAD]
                     with self._appending:
                         self._append_locked(group)
