@@ -5,6 +5,7 @@ the parent alone: the child closes every file that it inherits, so it needs no l
 lock instead would let a fork wait for another process, and deadlock where locks are nested.
 """
 
+import logging  # noqa: F401  # So that its hooks come first: a fork then takes its lock after those of the tables.
 import os
 import threading
 import weakref
