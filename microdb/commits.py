@@ -162,6 +162,15 @@ class CommitQueue:
         self.company = len(group) - 1
         return group
 
+    def tell(self, group: Sequence[Commit], *, in_turn: bool) -> None:
+        """Let the threads of those that were taken along see what has become of them.
+
+        Told all at once, they wake on every core to wait for Python's own lock. Told in turn, one by the other, they
+        would stay behind the calling thread, unless that waits for the disk with its next write.
+        """
+        for follower in group[1:2] if in_turn else group[1:]:
+            follower.tell()
+
     def leave(self, commit: Commit, lock: WriteLock, level: Level) -> None:
         """Return to where the thread stood before it came. Does no harm twice."""
         if self.waiting:

@@ -26,7 +26,7 @@ from microdb.wal.bell import ring
 from microdb.wal.codec import encode_delete, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position
-from microdb.wal.header import EXPIRING, HEAD, WAITING
+from microdb.wal.header import EXPIRING, HEAD, POISONED, WAITING
 from microdb.wal.memory_log import MemoryLog
 
 __all__ = ["Handle"]
@@ -92,7 +92,7 @@ class Handle(OpenTable):
         if self._words[HEAD] - self._applied > _FAR_BYTES:
             self.freshen()  # Better here than where others wait for it.
         level = lock.level()
-        words, is_news = self._words, False
+        words, is_awaited = self._words, False
         try:
             try:
                 left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
@@ -104,23 +104,19 @@ class Handle(OpenTable):
                     lock.writing = commit
                     if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
                         group = commits.take_all(commit)
-                    head = words[HEAD]
                     with self._appending:
-                        self._append_locked(group)
-                    is_news = words[WAITING] >= head
+                        is_awaited = self._append_locked(group)
             finally:
                 commits.leave(commit, lock, level)
-            if is_news:
+            if is_awaited:
                 ring(words)
         except BaseException:
             # If an interrupt came while leaving, this leaves for good; otherwise it does nothing.
             commits.leave(commit, lock, level)
             raise
         finally:
-            # Told all at once, they wake on every core to wait for Python's own lock. Told one by the other, they would
-            # stay behind this thread, unless that waits for the disk with its next write.
-            for follower in group[1:2] if self._sync else group[1:]:
-                follower.tell()
+            if len(group) > 1:
+                commits.tell(group, in_turn=self._sync)
             if notes.waiting:
                 self._tell()
         position = self._position
@@ -128,7 +124,8 @@ class Handle(OpenTable):
             self._auto_save.consider(position.offset, self)
             self._tell()
 
-    def _append_locked(self, group: list[Commit]) -> None:
+    def _append_locked(self, group: list[Commit]) -> bool:
+        """Append what they hold, publish it, and do it to the table; whether somebody waits for the news."""
         with self._table_lock:
             table, ahead, words = self._position, self._ahead, self._words
             if table is None or words[HEAD] != (self._applied if ahead is None else ahead.head):
@@ -136,28 +133,34 @@ class Handle(OpenTable):
         before = table if ahead is None else ahead.end
         head = words[HEAD]
         try:
-            payloads = (group[0].payload,) if len(group) == 1 else [commit.payload for commit in group]
-            for commit in group:
-                if commit.expires:  # Whoever sees the new head must see this, too.
-                    words[EXPIRING] = before.generation + 1
+            payloads, expires = [group[0].payload], group[0].expires
+            if len(group) > 1:
+                payloads, expires = [one.payload for one in group], any(one.expires for one in group)
+            if expires:  # Whoever sees the new head must see this, too.
+                words[EXPIRING] = before.generation + 1
             end = self._log.append(payloads, before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
             group[0].done = words[HEAD] != head
+        is_awaited = words[WAITING] >= head
         with self._table_lock:
             if self._position is not table:
-                return  # Another thread read in between, and has caught up with the log.
+                return is_awaited  # Another thread read in between, and has caught up with the log.
             if ahead is not None:
                 ahead.payloads.extend(payloads)
                 self._ahead = Ahead(ahead.payloads, end, words[HEAD])
                 self._log.slot.sequence[0] = end.sequence
-                return
+                return is_awaited
             self._position = None if self._log.keeps_all else before
             for commit in group:
                 apply(commit.changes, self._records)
             self._position, self._applied = end, words[HEAD]
             self._log.slot.sequence[0] = end.sequence
-            self._open_gate()
+            if self._head == head and not expires:
+                self._head = self._applied  # As open as it was, for a part of the price.
+            else:
+                self._open_gate()
+        return is_awaited
 
     def _prepare_locked(self) -> None:
         """The log may be appended to, and where it ends is known; or an error says why not."""
@@ -166,7 +169,7 @@ class Handle(OpenTable):
         if self._pid == DETACHED:
             refuse_in_child()
         self._log.prepare()
-        if self._log.is_poisoned():
+        if self._words[POISONED] and self._log.is_poisoned():
             self._leave_poisoned_locked()
         # More than once only if a signal handler writes in between.
         while (head := self._words[HEAD]) != self._applied or self._position is None:

@@ -94,6 +94,8 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
 
     def __len__(self) -> int:
         """How many records there are now."""
+        if self._words[HEAD] == self._head:
+            return len(self._records)
         with self._whole() as records:
             return len(records)
 

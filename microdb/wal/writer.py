@@ -48,6 +48,12 @@ def log_header(
 def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
     """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
     generation, offset, sequence, crc = after
+    if len(payloads) == 1:
+        # As below, in two thirds of the time.
+        frame = FRAME.pack(len(payloads[0]), flags, sequence + 1) + payloads[0]
+        crc = crc32(frame, crc)
+        data = frame + CRC.pack(crc)
+        return data, _new(Position, (generation, offset + len(data), sequence + 1, crc))
     frames: list[bytes] = []
     for payload in payloads:
         sequence += 1
