@@ -386,9 +386,9 @@ def test_who_comes_with_a_read_into_a_change_of_the_table_tells_nobody(open_db, 
     said("ERROR")
     with mdb._table_lock:  # As a signal handler that has interrupted one.
         notes.add(notes.ERROR, "later")
-        assert len(mdb) == 0
+        assert list(mdb) == []
         assert said("ERROR") == []
-    assert len(mdb) == 0
+    assert list(mdb) == []
     assert said("ERROR") == ["later"]
 
 

@@ -327,9 +327,7 @@ class FileLog(OpenFiles):
         words[DURABLE] = size
         header.publish(words, generation, size, salt)
         if is_awaited:
-            ring(
-                words
-            )  # There is no news; but who sleeps at the old head is not rung for by whoever moves the new one.
+            ring(words)  # No news; but who moves the new head does not ring for whoever sleeps at the old one.
         header.count(words, SAVES)
         if not poisoned:
             header.seal(words, generation, size)

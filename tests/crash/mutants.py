@@ -43,6 +43,7 @@ _OVERLAY = (
 )
 _FSYNC = "tests/crash/test_failed_fsync.py"
 _EXPIRY = "tests/test_expiry.py"
+_WATCH = "tests/test_watch.py tests/test_asyncio.py"
 _KILLS = "tests/crash/test_syscall_kills.py"
 _POWER = "tests/crash/test_power_cut.py"
 
@@ -344,15 +345,15 @@ MUTANTS = [
     Mutant(
         "a record that expires is published without a word",
         "handle.py",
-        "if commit.expires:",
-        "if False:",
+        "            if expires:  # Whoever",
+        "            if False:  # Whoever",
         _EXPIRY,
     ),
     Mutant(
         "of a group that is written together, only the first tells that it expires",
         "handle.py",
-        "            for commit in group:\n                if commit",
-        "            for commit in group[:1]:\n                if commit",
+        "any(one.expires for one in group)",
+        "group[0].expires",
         _EXPIRY,
     ),
     Mutant(
@@ -417,6 +418,55 @@ MUTANTS = [
         "if type(record) is Expiring:",
         "if False:",
         "tests/test_repair.py -k expires",
+    ),
+    Mutant(
+        "whoever writes wakes nobody",
+        "handle.py",
+        "            if is_awaited:\n                ring(words)",
+        "            if False:\n                ring(words)",
+        _WATCH,
+    ),
+    Mutant(
+        "a save that moves the head wakes nobody",
+        "wal/file_log.py",
+        "if is_awaited:",
+        "if False:",
+        _WATCH,
+    ),
+    Mutant(
+        "whoever sleeps does not say so",
+        "wal/bell.py",
+        "words[WAITING] = max(words[WAITING], head)",
+        "pass",
+        _WATCH,
+    ),
+    Mutant(
+        "each of several changes made as one bears the position behind them",
+        "feed.py",
+        "            yield from events[:-1]\n            self.position = end",
+        "            self.position = end\n            yield from events[:-1]",
+        _WATCH,
+    ),
+    Mutant(
+        "a clear of a table that is unknown is not told",
+        "feed.py",
+        "bool(event.parts) or not self._is_whole",
+        "bool(event.parts)",
+        _WATCH,
+    ),
+    Mutant(
+        "what has expired since a position is passed over",
+        "feed.py",
+        "self._unexpired(records) if since is None else records",
+        "self._unexpired(records)",
+        _WATCH,
+    ),
+    Mutant(
+        "two tasks of one event loop have the lock at once",
+        "watching.py",
+        "await mine.acquire()",
+        "pass",
+        _WATCH,
     ),
 ]
 
