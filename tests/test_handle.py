@@ -680,3 +680,10 @@ def test_a_sound_frame_that_holds_no_changes_is_refused_and_named(ten, open_db, 
     found = {file.name: file.read_bytes() for file in ten.folder.iterdir()}
     assert found | {"header": None} == before | {"header": None}
     assert not any(found.get("header", b"")), "a new page, which says nothing"
+
+
+def test_a_table_in_memory_has_nothing_to_be_synced(open_db):
+    mdb = open_db(":memory:")
+    mdb.upsert({"id": 1})
+    mdb.sync()
+    assert mdb[1,] == {"id": 1}

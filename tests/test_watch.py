@@ -12,7 +12,7 @@ import pytest
 import microdb
 from children import SPAWN, finish, forked, spawned, start, write_numbers
 from microdb import MicroDB, Position, handle, open_table, watching
-from microdb.wal import bell
+from microdb.wal import bell, file_log
 
 SAVED = [{"id": 1, "n": 1}, {"id": 2, "n": 2}]
 
@@ -428,7 +428,7 @@ def test_an_iterator_waits_for_the_next_and_ends_when_the_watch_is_closed(either
     watch.close()
     assert found.get(timeout=20) == [(1,)]
     thread.join()
-    assert (watch.take(), watch.next()) == (None, None)
+    assert (watch.take(), watch.next(), watch.sleep(None)) == (None, None, None)
     assert "closed" in repr(watch)
 
 
@@ -463,6 +463,17 @@ def test_whoever_closes_rings(either, what, monkeypatch):
     watch.next(timeout=0.01)
     (watch if what == "watch" else either).close()
     assert rung == [words]
+
+
+def test_a_save_rings_for_who_sleeps_at_the_head_before(open_db, monkeypatch):
+    rung = []
+    monkeypatch.setattr(file_log, "ring", rung.append)
+    mdb = open_db()
+    mdb.save()
+    assert rung == []
+    mdb.watch().next(timeout=0.01)
+    mdb.save()
+    assert rung == [mdb._words]
 
 
 def test_nobody_waits_inside_a_lock_of_his_own(either):
