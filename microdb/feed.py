@@ -8,7 +8,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from microdb.changes import Change
 from microdb.errors import SinceLostError
@@ -21,6 +21,9 @@ from microdb.wal.codec import encode_upsert
 from microdb.wal.format import Payload, Position
 
 __all__ = ["Event", "News", "Origin", "Source", "Watch"]
+
+_TIMES_MIN: Final = 1_000
+"""Of so many times it does not matter if all are past use."""
 
 
 class Event(NamedTuple):
@@ -137,6 +140,7 @@ class Watch(Iterator[Event]):
         self._query = query
         records, self.position = source.origin(since)
         self._records: dict[Key, Record | None] = {}
+        self._before: dict[Key, Record | None] = {}  # What the batch that is gone through has changed.
         self._times: list[tuple[float, int, Key]] = []
         self._numbers = itertools.count()
         self._is_whole = False
@@ -182,15 +186,13 @@ class Watch(Iterator[Event]):
         >>> microdb.MicroDB(":memory:", ["id"]).watch().take() is None
         True
         """
-        event = next(self._coming, None)
+        event = self._go_on(self._coming)
         if event is None and not self._is_closed:
             news = self._source.news(self.position, not self._is_whole)
             self._head = news.head
-            self._coming = self._events(news) if news.is_complete else self._resync(news)
-            event = next(self._coming, None)
+            event = self._go_on(self._events(news) if news.is_complete else self._resync(news))
         if event is None and self._times and not self._is_closed:
-            self._coming = self._expire()
-            event = next(self._coming, None)
+            event = self._go_on(self._expire())
         return event
 
     def sleep(self, timeout: float | None) -> None:
@@ -238,13 +240,29 @@ class Watch(Iterator[Event]):
         asked = "" if self._query is None else f" of {self._query!r}"
         return f"<Watch{asked} at {self.position}{', closed' if self._is_closed else ''}>"
 
+    def _go_on(self, coming: Iterator[Event]) -> Event | None:
+        """The next of these events, unless another thread has closed this watch meanwhile."""
+        self._coming = iter(()) if self._is_closed else coming
+        return next(self._coming, None)
+
     def _events(self, news: News) -> Iterator[Event]:
         """One batch after the other, each when the one before has been given."""
         for payload, end in zip(news.payloads, news.ends, strict=True):
-            events = [event for change in self._source.changes_of(payload) for event in self._carry_out(change)]
-            yield from events[:-1]
+            self._before, is_whole = {}, self._is_whole
+            try:
+                events = [event for change in self._source.changes_of(payload) for event in self._carry_out(change)]
+                yield from events[:-1]
+                last = [event._replace(position=end) for event in events[-1:]]
+            except BaseException:
+                # Interrupted, or a function of the query has raised: the batch is gone through once more.
+                if is_whole:
+                    self._records.update(self._before)
+                    self._note_times()
+                else:
+                    self._is_whole, self._records = False, {}
+                raise
             self.position = end
-            yield from (event._replace(position=end) for event in events[-1:])
+            yield from last
         self.position = news.end
         if news.records is not None:
             self._begin(news.records)
@@ -253,15 +271,14 @@ class Watch(Iterator[Event]):
         """Go on from a whole table."""
         self._records = {**records}
         self._is_whole = True
-        self._times = []
-        for key, record in self._records.items():
-            self._note_time(key, record)
+        self._note_times()
 
     def _unexpired(self, records: Records) -> Records:
         now = self._source.clock()
         return {key: record for key, record in records.items() if not has_expired(record, now)}
 
     def _set(self, key: Key, record: Record | None) -> None:
+        self._before.setdefault(key, self._records.get(key))
         if record is None and self._is_whole:
             self._records.pop(key, None)
         else:
@@ -272,16 +289,30 @@ class Watch(Iterator[Event]):
         if type(record) is Expiring:
             # The number keeps keys, which may have no order, from being compared.
             heapq.heappush(self._times, (record.expires_at, next(self._numbers), key))
+            if len(self._times) > 2 * len(self._records) + _TIMES_MIN:
+                self._note_times()  # Without those that were upserted anew since, perhaps again and again.
+
+    def _note_times(self) -> None:
+        times = [
+            (record.expires_at, next(self._numbers), key)
+            for key, record in self._records.items()
+            if type(record) is Expiring
+        ]
+        heapq.heapify(times)
+        self._times = times
 
     def _expire(self) -> Iterator[Event]:
         """What has expired by now, in the order of the times."""
         now = self._source.clock()
         while self._times and self._times[0][0] <= now:
-            key = heapq.heappop(self._times)[2]
+            key = self._times[0][2]
             record = self._records.get(key)
-            if has_expired(record, now):
-                self._set(key, None)
-                yield from self._single("expire", key, record, None)
+            is_over = has_expired(record, now)
+            events = self._single("expire", key, record, None) if is_over else []
+            heapq.heappop(self._times)
+            if is_over:
+                self._records[key] = None  # Until it is deleted. Nothing can interrupt before it is told.
+            yield from events
 
     def _carry_out(self, change: Change) -> list[Event]:
         """Do to the own table what a change does, and tell it, if it is asked for."""
@@ -289,7 +320,7 @@ class Watch(Iterator[Event]):
         if key is None:
             event = self._difference("clear", {})
             is_meant = bool(event.parts) or not self._is_whole
-            self._records.clear()
+            self._before, self._records = {**self._records, **self._before}, {}
             self._is_whole = True
             return [event] * is_meant
         old = self._records.get(key, None if self._is_whole else UNKNOWN)

@@ -16,7 +16,6 @@ from microdb.claims import Claims
 from microdb.errors import (
     ClosedError,
     LockTimeoutError,
-    MicroDBError,
     SinceLostError,
     TransactionError,
     WaitTimeoutError,
@@ -99,7 +98,7 @@ class Listener:
                 self._call(event)
         except ClosedError:
             return
-        except (OSError, MicroDBError):
+        except Exception:  # noqa: BLE001  # A function of the query is a stranger's, too; nobody else would hear of it.
             _LOG.error("%s: the listener has ended\n%s", self._name, traceback.format_exc())
 
     def _call(self, event: Event) -> None:
@@ -327,7 +326,8 @@ class Watching(Claims):
             head = seen = self._words[HEAD]
             records: Records | None = None
             if whole or not self._log.is_followed():
-                records, head = self._catch_up(), self._applied
+                records = self._catch_up()
+                head = (self._position or _NOWHERE).head  # Not the page's, which may be one that nobody keeps up.
             ends: list[Position] = []
             try:
                 payloads, end = self._log.read(after, head, ends) if after.head != head else ((), after)
