@@ -330,7 +330,7 @@ class MicroDB(Watching):
         self._save_to(filename, snapshot.encode_list, timeout)
 
     async def asave(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """As `save`, in a thread, while the event loop goes on.
+        """As `save`, in a thread, while the event loop goes on; inside `alock`, which belongs to its thread, it waits.
 
         >>> import asyncio, tempfile
         >>> mdb = MicroDB(":memory:", ["id"])
@@ -338,7 +338,10 @@ class MicroDB(Watching):
         """
         import asyncio  # noqa: PLC0415  # For those alone who use it.
 
-        await asyncio.to_thread(self.save, filename, timeout=timeout)
+        if self._has_lock():
+            self.save(filename, timeout=timeout)
+        else:
+            await asyncio.to_thread(self.save, filename, timeout=timeout)
 
     def save_as_grid(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """As `save`, as a grid: the field names first, then one row a record. Smaller when all fields are common.

@@ -235,6 +235,24 @@ class Watch(Iterator[Event]):
         """Close it."""
         self.close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["id"]).watch().is_closed
+        False
+        """
+        return self._is_closed
+
+    def wake(self) -> None:
+        """Let whoever is in `sleep` return.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["id"]).watch().wake()
+        """
+        self._source.wake()
+
     def __repr__(self) -> str:
         """How far it has come."""
         asked = "" if self._query is None else f" of {self._query!r}"
