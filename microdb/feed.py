@@ -148,7 +148,9 @@ class Watch(Iterator[Event]):
             # Of what has expired since a position nothing was told, perhaps.
             self._begin(self._unexpired(records) if since is None else records)
         self._head = -1
-        self._coming: Iterator[Event] = iter(())
+        # Each step makes one event ready, which is so until it is given: nothing is lost that an interrupt stops here.
+        self._coming: Iterator[None] = iter(())
+        self._ready: Event | None = None
         self._is_closed = False
 
     def __next__(self) -> Event:
@@ -186,13 +188,16 @@ class Watch(Iterator[Event]):
         >>> microdb.MicroDB(":memory:", ["id"]).watch().take() is None
         True
         """
-        event = self._go_on(self._coming)
-        if event is None and not self._is_closed:
+        self._go_on(self._coming)
+        if self._ready is None and not self._is_closed:
             news = self._source.news(self.position, not self._is_whole)
             self._head = news.head
-            event = self._go_on(self._events(news) if news.is_complete else self._resync(news))
-        if event is None and self._times and not self._is_closed:
-            event = self._go_on(self._expire())
+            self._go_on(self._events(news) if news.is_complete else self._resync(news))
+        if self._ready is None and self._times and not self._is_closed:
+            self._go_on(self._expire())
+        event = self._ready
+        if event is not None:
+            self.position, self._ready = event.position, None
         return event
 
     def sleep(self, timeout: float | None) -> None:
@@ -224,7 +229,7 @@ class Watch(Iterator[Event]):
         """
         if not self._is_closed:
             self._is_closed = True
-            self._coming = iter(())
+            self._coming, self._ready = iter(()), None
             self._source.wake()
 
     def __enter__(self) -> Self:
@@ -258,19 +263,22 @@ class Watch(Iterator[Event]):
         asked = "" if self._query is None else f" of {self._query!r}"
         return f"<Watch{asked} at {self.position}{', closed' if self._is_closed else ''}>"
 
-    def _go_on(self, coming: Iterator[Event]) -> Event | None:
-        """The next of these events, unless another thread has closed this watch meanwhile."""
-        self._coming = iter(()) if self._is_closed else coming
-        return next(self._coming, None)
+    def _go_on(self, coming: Iterator[None]) -> None:
+        """See that the next of these events is ready, unless another thread has closed this watch meanwhile."""
+        if self._ready is None:
+            self._coming = iter(()) if self._is_closed else coming
+            next(self._coming, None)
 
-    def _events(self, news: News) -> Iterator[Event]:
+    def _events(self, news: News) -> Iterator[None]:
         """One batch after the other, each when the one before has been given."""
         for payload, end in zip(news.payloads, news.ends, strict=True):
             self._before, is_whole = {}, self._is_whole
             try:
                 events = [event for change in self._source.changes_of(payload) for event in self._carry_out(change)]
-                yield from events[:-1]
-                last = [event._replace(position=end) for event in events[-1:]]
+                for event in events[:-1]:
+                    self._ready = event
+                    yield
+                last = events[-1]._replace(position=end) if events else None
             except BaseException:
                 # Interrupted, or a function of the query has raised: the batch is gone through once more.
                 if is_whole:
@@ -279,8 +287,11 @@ class Watch(Iterator[Event]):
                 else:
                     self._is_whole, self._records = False, {}
                 raise
-            self.position = end
-            yield from last
+            if last is None:
+                self.position = end
+            else:
+                self._ready = last
+                yield
         self.position = news.end
         if news.records is not None:
             self._begin(news.records)
@@ -319,7 +330,7 @@ class Watch(Iterator[Event]):
         heapq.heapify(times)
         self._times = times
 
-    def _expire(self) -> Iterator[Event]:
+    def _expire(self) -> Iterator[None]:
         """What has expired by now, in the order of the times."""
         now = self._source.clock()
         while self._times and self._times[0][0] <= now:
@@ -329,8 +340,10 @@ class Watch(Iterator[Event]):
             events = self._single("expire", key, record, None) if is_over else []
             heapq.heappop(self._times)
             if is_over:
-                self._records[key] = None  # Until it is deleted. Nothing can interrupt before it is told.
-            yield from events
+                self._records[key] = None  # Until it is deleted.
+            if events:
+                self._ready = events[0]
+                yield
 
     def _carry_out(self, change: Change) -> list[Event]:
         """Do to the own table what a change does, and tell it, if it is asked for."""
@@ -348,15 +361,15 @@ class Watch(Iterator[Event]):
         self._set(key, new)
         return events + self._single("delete" if new is None else "upsert", key, old, new)
 
-    def _resync(self, news: News) -> Iterator[Event]:
+    def _resync(self, news: News) -> Iterator[None]:
         """What the single changes, which are lost, have come to."""
         if not self._is_whole or news.records is None:
             raise SinceLostError(f"{self.position} is kept no more: since then so much was written and saved")
         records = self._unexpired(news.records)
-        event = self._difference("resync", records)
-        self._begin(records)
-        self.position = news.end
-        yield event._replace(position=news.end)
+        event = self._difference("resync", records)._replace(position=news.end)
+        self._records, self._is_whole, self._ready = {**records}, True, event
+        self._note_times()
+        yield
 
     def _difference(self, kind: Literal["clear", "resync"], now: Records) -> Event:
         before = self._records

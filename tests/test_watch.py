@@ -388,6 +388,34 @@ def test_a_batch_that_is_interrupted_is_gone_through_once_more(open_db, is_first
         assert {part.key: part.old for part in others[1].parts} == {(2,): SAVED[1], (3,): {"id": 3, "n": 3}}
 
 
+def test_an_event_that_an_interrupt_keeps_from_being_given_is_given_next(forgetful, monkeypatch):
+    watch = forgetful.watch()
+    go_on = watch._go_on
+
+    def interrupted(coming):
+        go_on(coming)
+        if watch._ready is not None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    def take():
+        before = watch.position
+        monkeypatch.setattr(watch, "_go_on", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            watch.take()
+        assert watch.position == before
+        return watch.take()
+
+    forgetful.upsert_many(SAVED)
+    assert [take().key, take().key] == [(1,), (2,)]
+    assert watch.position == forgetful.position
+    forgetful.upsert({"id": 3})
+    forgetful.save()
+    forgetful.save()
+    assert take().kind == "resync"
+    assert told(watch) == []
+
+
 def test_a_query_of_another_database_is_refused(either, open_db):
     with pytest.raises(TypeError, match="of this database itself"):
         either.watch(where=open_db(":memory:").where(id=1))
