@@ -16,6 +16,7 @@ from microdb.keys import PartitionKeys
 from microdb.open_table import CLOSED, records_of
 from microdb.paths import Paths, resolved
 from microdb.query import Query, conditions
+from microdb.recovery import recover
 from microdb.save import Encode, export
 from microdb.stats import Stats
 from microdb.table import Records
@@ -218,7 +219,9 @@ class MicroDB(Watching):
             stored: dict[int, Records] = {}
             if isinstance(self._log, FileLog):
                 try:
-                    start = self._log.load(self._timeout_s)
+                    log, is_sure = self._log, self._log.is_followed()
+                    # As it was opened, where the page tells nothing.
+                    start = log.load(self._timeout_s) if is_sure else recover(log, log.header_file)
                     stored[start.head] = records_of(start, self._log.name, self._keys)
                 except MicroDBError as error:
                     problems.append(str(error))
