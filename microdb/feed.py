@@ -44,7 +44,8 @@ class Event(NamedTuple):
         position: Where a later ``watch(since=position)`` goes on so that nothing is missed. Of several changes that
             were made as one, all but the last bear the position before them: then they are told once more.
         kind: ``upsert`` or ``delete``; ``expire`` if its time has come, by the clock, and after ``since=`` perhaps once
-            more; ``clear`` if all records were removed at once; ``resync`` if so much was written and saved since the
+            more, and before the upsert that put it off if the watch comes to that too late: a log holds no times of
+            day; ``clear`` if all records were removed at once; ``resync`` if so much was written and saved since the
             last event that the single changes are kept no more.
         key: Of the record; None for a clear and a resync.
         old: The record that stood there before; None if there was none; `UNKNOWN` if a save has made it impossible to

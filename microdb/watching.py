@@ -125,7 +125,8 @@ class Watching(Claims):
         10 ms. How much of what was saved over is kept for slow ones, see `SinceLostError` and `Event`.
 
         Args:
-            since: Where to begin: the `position` of an event, of a watch or of a database. None: now.
+            since: Where to begin: the `position` of an event, of a watch or of a database, or its four numbers, as JSON
+                gives them back. None: now.
             where: Only changes of records that are meant before or after: a query, or what `where` takes. The order and
                 the limit of a query do not count.
 
@@ -134,7 +135,8 @@ class Watching(Claims):
         """
         sleep = functools.partial(self._sleep, Bell())
         source = Source(self._origin, self._news, self._changes_of, sleep, self._wake, self._clock)
-        return Watch(source, None if where is None else self._query(where), since)
+        query = None if where is None else self._query(where)
+        return Watch(source, query, None if since is None else Position._make(since))
 
     def wait(
         self,

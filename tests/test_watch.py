@@ -1,5 +1,6 @@
 """Watching: every change once, in order, by whomever and across saves; or one word that some were lost."""
 
+import json
 import logging
 import os
 import pickle
@@ -416,6 +417,15 @@ def test_an_event_that_an_interrupt_keeps_from_being_given_is_given_next(forgetf
     assert told(watch) == []
 
 
+def test_a_position_may_have_been_kept_as_json(either):
+    either.watch()
+    kept = json.loads(json.dumps(either.position))
+    either.upsert({"id": 1})
+    assert [event.key for event in told(either.watch(since=kept))] == [(1,)]
+    with pytest.raises(TypeError):
+        either.watch(since=5)
+
+
 def test_a_query_of_another_database_is_refused(either, open_db):
     with pytest.raises(TypeError, match="of this database itself"):
         either.watch(where=open_db(":memory:").where(id=1))
@@ -478,6 +488,7 @@ def test_a_reader_watches_although_the_page_is_of_an_earlier_run_of_the_machine(
     watch = reader.watch()
     assert told(watch) == []
     assert list(reader.as_of(reader.position)) == [(1,), (2,)]
+    assert reader.check().problems == []
     open_db().upsert({"id": 3})
     assert short(told(watch)) == [("upsert", (3,), None, {"id": 3})]
 
