@@ -16,6 +16,7 @@ from children import SPAWN, finish, forked, spawned, start, write_numbers
 from faulty import Faulty, once, only
 from microdb import MicroDB, Position, handle, open_table, watching
 from microdb.wal import bell
+from microdb.wal.codec import encode_upsert, join
 from microdb.wal.header import HEAD
 from walfiles import overwrite
 
@@ -323,6 +324,18 @@ def test_an_append_in_memory_that_was_interrupted_is_not_told(open_db):
     mdb._log._history.payloads.append(b"of an append whose head was never stored")
     mdb.upsert({"id": 2})
     assert [event.key for event in told(watch)] == [(1,), (2,)]
+
+
+def test_a_large_append_in_memory_that_was_interrupted_is_told_once_it_is_made(open_db, monkeypatch):
+    monkeypatch.setattr("microdb.wal.memory_log.HISTORY_BYTES", 100)
+    mdb = open_db(":memory:")
+    watch = mdb.watch()
+    mdb.upsert({"id": 0})
+    payloads = [join([encode_upsert({"id": n, "text": "x" * 30})]) for n in range(1, 7)]
+    log, end = mdb._log, mdb._position
+    log._keep(log._history, payloads, end)  # All of an append but that it stores the head.
+    log.append(payloads, end, sync=False)
+    assert [event.key for event in told(watch)] == [(n,) for n in range(7)]
 
 
 def test_only_changes_of_records_that_are_meant_before_or_after_are_told(either):
