@@ -16,6 +16,7 @@ from microdb.keys import PartitionKeys
 from microdb.open_table import CLOSED, records_of
 from microdb.paths import Paths, resolved
 from microdb.query import Query, conditions
+from microdb.recovery import recover
 from microdb.save import Encode, export
 from microdb.stats import Stats
 from microdb.table import Records
@@ -218,7 +219,9 @@ class MicroDB(Watching):
             stored: dict[int, Records] = {}
             if isinstance(self._log, FileLog):
                 try:
-                    start = self._log.load(self._timeout_s)
+                    log, is_sure = self._log, self._log.is_followed()
+                    # As it was opened, where the page tells nothing.
+                    start = log.load(self._timeout_s) if is_sure else recover(log, log.header_file)
                     stored[start.head] = records_of(start, self._log.name, self._keys)
                 except MicroDBError as error:
                     problems.append(str(error))
@@ -330,7 +333,7 @@ class MicroDB(Watching):
         self._save_to(filename, snapshot.encode_list, timeout)
 
     async def asave(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """As `save`, in a thread, while the event loop goes on.
+        """As `save`, in a thread, while the event loop goes on; inside `alock`, which belongs to its thread, it waits.
 
         >>> import asyncio, tempfile
         >>> mdb = MicroDB(":memory:", ["id"])
@@ -338,7 +341,10 @@ class MicroDB(Watching):
         """
         import asyncio  # noqa: PLC0415  # For those alone who use it.
 
-        await asyncio.to_thread(self.save, filename, timeout=timeout)
+        if self._has_lock():
+            self.save(filename, timeout=timeout)
+        else:
+            await asyncio.to_thread(self.save, filename, timeout=timeout)
 
     def save_as_grid(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
         """As `save`, as a grid: the field names first, then one row a record. Smaller when all fields are common.

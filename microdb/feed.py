@@ -8,7 +8,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from microdb.changes import Change
 from microdb.errors import SinceLostError
@@ -21,6 +21,9 @@ from microdb.wal.codec import encode_upsert
 from microdb.wal.format import Payload, Position
 
 __all__ = ["Event", "News", "Origin", "Source", "Watch"]
+
+_TIMES_MIN: Final = 1_000
+"""Of so many times it does not matter if all are past use."""
 
 
 class Event(NamedTuple):
@@ -41,7 +44,8 @@ class Event(NamedTuple):
         position: Where a later ``watch(since=position)`` goes on so that nothing is missed. Of several changes that
             were made as one, all but the last bear the position before them: then they are told once more.
         kind: ``upsert`` or ``delete``; ``expire`` if its time has come, by the clock, and after ``since=`` perhaps once
-            more; ``clear`` if all records were removed at once; ``resync`` if so much was written and saved since the
+            more, and before the upsert that put it off if the watch comes to that too late: a log holds no times of
+            day; ``clear`` if all records were removed at once; ``resync`` if so much was written and saved since the
             last event that the single changes are kept no more.
         key: Of the record; None for a clear and a resync.
         old: The record that stood there before; None if there was none; `UNKNOWN` if a save has made it impossible to
@@ -137,6 +141,7 @@ class Watch(Iterator[Event]):
         self._query = query
         records, self.position = source.origin(since)
         self._records: dict[Key, Record | None] = {}
+        self._before: dict[Key, Record | None] = {}  # What the batch that is gone through has changed.
         self._times: list[tuple[float, int, Key]] = []
         self._numbers = itertools.count()
         self._is_whole = False
@@ -144,7 +149,9 @@ class Watch(Iterator[Event]):
             # Of what has expired since a position nothing was told, perhaps.
             self._begin(self._unexpired(records) if since is None else records)
         self._head = -1
-        self._coming: Iterator[Event] = iter(())
+        # Each step makes one event ready, which is so until it is given: nothing is lost that an interrupt stops here.
+        self._coming: Iterator[None] = iter(())
+        self._ready: Event | None = None
         self._is_closed = False
 
     def __next__(self) -> Event:
@@ -182,15 +189,16 @@ class Watch(Iterator[Event]):
         >>> microdb.MicroDB(":memory:", ["id"]).watch().take() is None
         True
         """
-        event = next(self._coming, None)
-        if event is None and not self._is_closed:
+        self._go_on(self._coming)
+        if self._ready is None and not self._is_closed:
             news = self._source.news(self.position, not self._is_whole)
             self._head = news.head
-            self._coming = self._events(news) if news.is_complete else self._resync(news)
-            event = next(self._coming, None)
-        if event is None and self._times and not self._is_closed:
-            self._coming = self._expire()
-            event = next(self._coming, None)
+            self._go_on(self._events(news) if news.is_complete else self._resync(news))
+        if self._ready is None and self._times and not self._is_closed:
+            self._go_on(self._expire())
+        event = self._ready
+        if event is not None:
+            self.position, self._ready = event.position, None
         return event
 
     def sleep(self, timeout: float | None) -> None:
@@ -222,7 +230,7 @@ class Watch(Iterator[Event]):
         """
         if not self._is_closed:
             self._is_closed = True
-            self._coming = iter(())
+            self._coming, self._ready = iter(()), None
             self._source.wake()
 
     def __enter__(self) -> Self:
@@ -233,18 +241,58 @@ class Watch(Iterator[Event]):
         """Close it."""
         self.close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["id"]).watch().is_closed
+        False
+        """
+        return self._is_closed
+
+    def wake(self) -> None:
+        """Let whoever is in `sleep` return.
+
+        >>> import microdb
+        >>> microdb.MicroDB(":memory:", ["id"]).watch().wake()
+        """
+        self._source.wake()
+
     def __repr__(self) -> str:
         """How far it has come."""
         asked = "" if self._query is None else f" of {self._query!r}"
         return f"<Watch{asked} at {self.position}{', closed' if self._is_closed else ''}>"
 
-    def _events(self, news: News) -> Iterator[Event]:
+    def _go_on(self, coming: Iterator[None]) -> None:
+        """See that the next of these events is ready, unless another thread has closed this watch meanwhile."""
+        if self._ready is None:
+            self._coming = iter(()) if self._is_closed else coming
+            next(self._coming, None)
+
+    def _events(self, news: News) -> Iterator[None]:
         """One batch after the other, each when the one before has been given."""
         for payload, end in zip(news.payloads, news.ends, strict=True):
-            events = [event for change in self._source.changes_of(payload) for event in self._carry_out(change)]
-            yield from events[:-1]
-            self.position = end
-            yield from (event._replace(position=end) for event in events[-1:])
+            self._before, is_whole = {}, self._is_whole
+            try:
+                events = [event for change in self._source.changes_of(payload) for event in self._carry_out(change)]
+                for event in events[:-1]:
+                    self._ready = event
+                    yield
+                last = events[-1]._replace(position=end) if events else None
+            except BaseException:
+                # Interrupted, or a function of the query has raised: the batch is gone through once more.
+                if is_whole:
+                    self._records.update(self._before)
+                    self._note_times()
+                else:
+                    self._is_whole, self._records = False, {}
+                raise
+            if last is None:
+                self.position = end
+            else:
+                self._ready = last
+                yield
         self.position = news.end
         if news.records is not None:
             self._begin(news.records)
@@ -253,15 +301,14 @@ class Watch(Iterator[Event]):
         """Go on from a whole table."""
         self._records = {**records}
         self._is_whole = True
-        self._times = []
-        for key, record in self._records.items():
-            self._note_time(key, record)
+        self._note_times()
 
     def _unexpired(self, records: Records) -> Records:
         now = self._source.clock()
         return {key: record for key, record in records.items() if not has_expired(record, now)}
 
     def _set(self, key: Key, record: Record | None) -> None:
+        self._before.setdefault(key, self._records.get(key))
         if record is None and self._is_whole:
             self._records.pop(key, None)
         else:
@@ -272,16 +319,32 @@ class Watch(Iterator[Event]):
         if type(record) is Expiring:
             # The number keeps keys, which may have no order, from being compared.
             heapq.heappush(self._times, (record.expires_at, next(self._numbers), key))
+            if len(self._times) > 2 * len(self._records) + _TIMES_MIN:
+                self._note_times()  # Without those that were upserted anew since, perhaps again and again.
 
-    def _expire(self) -> Iterator[Event]:
+    def _note_times(self) -> None:
+        times = [
+            (record.expires_at, next(self._numbers), key)
+            for key, record in self._records.items()
+            if type(record) is Expiring
+        ]
+        heapq.heapify(times)
+        self._times = times
+
+    def _expire(self) -> Iterator[None]:
         """What has expired by now, in the order of the times."""
         now = self._source.clock()
         while self._times and self._times[0][0] <= now:
-            key = heapq.heappop(self._times)[2]
+            key = self._times[0][2]
             record = self._records.get(key)
-            if has_expired(record, now):
-                self._set(key, None)
-                yield from self._single("expire", key, record, None)
+            is_over = has_expired(record, now)
+            events = self._single("expire", key, record, None) if is_over else []
+            heapq.heappop(self._times)
+            if is_over:
+                self._records[key] = None  # Until it is deleted.
+            if events:
+                self._ready = events[0]
+                yield
 
     def _carry_out(self, change: Change) -> list[Event]:
         """Do to the own table what a change does, and tell it, if it is asked for."""
@@ -289,7 +352,7 @@ class Watch(Iterator[Event]):
         if key is None:
             event = self._difference("clear", {})
             is_meant = bool(event.parts) or not self._is_whole
-            self._records.clear()
+            self._before, self._records = {**self._records, **self._before}, {}
             self._is_whole = True
             return [event] * is_meant
         old = self._records.get(key, None if self._is_whole else UNKNOWN)
@@ -299,15 +362,15 @@ class Watch(Iterator[Event]):
         self._set(key, new)
         return events + self._single("delete" if new is None else "upsert", key, old, new)
 
-    def _resync(self, news: News) -> Iterator[Event]:
+    def _resync(self, news: News) -> Iterator[None]:
         """What the single changes, which are lost, have come to."""
         if not self._is_whole or news.records is None:
             raise SinceLostError(f"{self.position} is kept no more: since then so much was written and saved")
         records = self._unexpired(news.records)
-        event = self._difference("resync", records)
-        self._begin(records)
-        self.position = news.end
-        yield event._replace(position=news.end)
+        event = self._difference("resync", records)._replace(position=news.end)
+        self._records, self._is_whole, self._ready = {**records}, True, event
+        self._note_times()
+        yield
 
     def _difference(self, kind: Literal["clear", "resync"], now: Records) -> Event:
         before = self._records

@@ -32,6 +32,7 @@ __all__ = [
     "after_fork_in_child",
     "be_absent",
     "become_present",
+    "has_any",
     "held",
     "holders",
     "is_alone",
@@ -359,6 +360,12 @@ def shared_write_lock(file: File) -> WriteLock:
     with _write_locks_guard:
         identity = file.identity().file
         return _write_locks.get(identity) or _write_locks.setdefault(identity, WriteLock(file))
+
+
+def has_any() -> bool:
+    """Whether the calling thread holds the write lock of any database in files, or is first in its queue."""
+    with _write_locks_guard:
+        return any(lock.is_mine() for lock in _write_locks.values())
 
 
 def after_fork_in_child() -> None:

@@ -18,7 +18,7 @@ from microdb.expiry import has_expired
 from microdb.finder import EXPIRY, Plan, plan
 from microdb.indexes import ExpiryIndex, HashIndex, Index, IndexedRecords, SortedIndex
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import is_owned
+from microdb.locks import has_any, is_owned
 from microdb.query import Candidates
 from microdb.recovery import recover
 from microdb.table import Records, apply
@@ -197,8 +197,11 @@ class OpenTable:
             self._tell()
 
     def _tell(self) -> None:
-        """Log what was noted, unless the calling thread holds a lock: then it does when it has left that."""
-        if not self._log.lock.is_mine() and not is_owned(self._table_lock):
+        """Log what was noted, unless the calling thread holds a lock: then it does when it has left that.
+
+        The lock of another database, too: a handler may wait for that, in a thread that has the handler's own lock.
+        """
+        if notes.waiting and not self._log.lock.is_mine() and not is_owned(self._table_lock) and not has_any():
             notes.tell()
 
     def _own_view(self) -> Transaction | None:

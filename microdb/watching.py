@@ -9,14 +9,13 @@ import time
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from microdb.changes import Change
 from microdb.claims import Claims
 from microdb.errors import (
     ClosedError,
     LockTimeoutError,
-    MicroDBError,
     SinceLostError,
     TransactionError,
     WaitTimeoutError,
@@ -36,9 +35,6 @@ from microdb.wal.header import HEAD
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import changes_in
 
-if TYPE_CHECKING:
-    import asyncio
-
 __all__ = ["Listener", "Watching"]
 
 Where = Query | Mapping[str, Any] | Callable[[Record], object]
@@ -49,6 +45,8 @@ _NOWHERE: Final = Position(0, 0, 0, 0)
 """Of a snapshot that nobody has written a log to: no log leads on from there."""
 _TRY_AGAIN_S: Final = (0.0005, 0.01)
 """How soon asyncio tries again for the lock: at first, and in the end."""
+_GIVEN_MAX: Final = 64
+"""Events that may be there already, until other tasks get a turn."""
 
 _LOG: Final = logging.getLogger("microdb")
 
@@ -99,7 +97,7 @@ class Listener:
                 self._call(event)
         except ClosedError:
             return
-        except (OSError, MicroDBError):
+        except Exception:  # noqa: BLE001  # A function of the query is a stranger's, too; nobody else would hear of it.
             _LOG.error("%s: the listener has ended\n%s", self._name, traceback.format_exc())
 
     def _call(self, event: Event) -> None:
@@ -127,7 +125,8 @@ class Watching(Claims):
         10 ms. How much of what was saved over is kept for slow ones, see `SinceLostError` and `Event`.
 
         Args:
-            since: Where to begin: the `position` of an event, of a watch or of a database. None: now.
+            since: Where to begin: the `position` of an event, of a watch or of a database, or its four numbers, as JSON
+                gives them back. None: now.
             where: Only changes of records that are meant before or after: a query, or what `where` takes. The order and
                 the limit of a query do not count.
 
@@ -136,7 +135,8 @@ class Watching(Claims):
         """
         sleep = functools.partial(self._sleep, Bell())
         source = Source(self._origin, self._news, self._changes_of, sleep, self._wake, self._clock)
-        return Watch(source, None if where is None else self._query(where), since)
+        query = None if where is None else self._query(where)
+        return Watch(source, query, None if since is None else Position._make(since))
 
     def wait(
         self,
@@ -210,7 +210,7 @@ class Watching(Claims):
         >>> asyncio.run(first())
         (1,)
         """
-        return _each(self.watch(since=since, where=where))
+        return _Events(self.watch(since=since, where=where))
 
     async def await_change(
         self,
@@ -241,8 +241,8 @@ class Watching(Claims):
     async def alock(self, timeout: float | None = None) -> AsyncIterator[None]:  # noqa: ASYNC109
         """As `lock`, for ``async with``: keeps out other processes, other threads, and other tasks that use `alock`.
 
-        Two tasks of one event loop run in one thread, which has the lock as a whole: what another task writes without
-        `alock` is let in.
+        Reentrant in its task. Two tasks of one event loop run in one thread, which has the lock as a whole: what
+        another task writes without `alock` is let in.
 
         >>> import asyncio, microdb
         >>> mdb = microdb.MicroDB(":memory:", ["id"])
@@ -258,14 +258,24 @@ class Watching(Claims):
         timeout_s = self._timeout_s if timeout is None else timeout
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._settle_for_write(timeout_s)
-        mine = _lock_of_tasks(self._log.lock)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        of_loops = _tasks.setdefault(self._log.lock, {})
+        tasks = of_loops.setdefault(loop, _Tasks())
+        if tasks.holder is task:
+            with self.lock(timeout=0):
+                yield
+            return
+        tasks.count += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                await mine.acquire()
-        except TimeoutError:
-            raise LockTimeoutError(self._log.name, timeout_s or 0, os.getpid()) from None
-        try:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await tasks.lock.acquire()
+            except TimeoutError:
+                raise LockTimeoutError(self._log.name, timeout_s or 0, os.getpid()) from None
             with contextlib.ExitStack() as stack:
+                stack.callback(tasks.lock.release)
+                tasks.holder = task
+                stack.callback(setattr, tasks, "holder", None)
                 again_s, longest_s = _TRY_AGAIN_S
                 while True:
                     try:
@@ -278,9 +288,19 @@ class Watching(Claims):
                     again_s = min(2 * again_s, longest_s)
                 yield
         finally:
-            mine.release()
+            tasks.count -= 1
+            if not tasks.count:
+                of_loops.pop(loop, None)
 
     # Inside.
+
+    def _has_lock(self) -> bool:
+        """Whether the running task has the write lock, or its thread has it by `lock`; not if another task has it."""
+        import asyncio  # noqa: PLC0415  # As above.
+
+        lock = self._log.lock
+        tasks = _tasks.get(lock, {}).get(asyncio.get_running_loop())
+        return lock.is_mine() and (tasks is None or tasks.holder in (None, asyncio.current_task()))
 
     def _until(
         self, what: Key | Mapping[str, Any] | Query, predicate: Callable[[Any], object], timeout: float | None
@@ -327,7 +347,8 @@ class Watching(Claims):
             head = seen = self._words[HEAD]
             records: Records | None = None
             if whole or not self._log.is_followed():
-                records, head = self._catch_up(), self._applied
+                records = self._catch_up()
+                head = (self._position or _NOWHERE).head  # Not the page's, which may be one that nobody keeps up.
             ends: list[Position] = []
             try:
                 payloads, end = self._log.read(after, head, ends) if after.head != head else ((), after)
@@ -353,14 +374,31 @@ class Watching(Claims):
         ring(self._words)
 
 
-async def _each(watch: Watch) -> AsyncIterator[Event]:
-    with watch, _asleep(watch.close) as sleep:
-        while True:
-            event = watch.take()
-            if event is not None:
-                yield event
-            else:
-                await sleep(functools.partial(watch.sleep, None))
+class _Events(AsyncIterator[Event]):
+    """The events of a watch. Whoever waits for the next one may be cancelled, and ask for it again."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._given = 0
+
+    async def __anext__(self) -> Event:
+        import asyncio  # noqa: PLC0415  # As above.
+
+        self._given += 1
+        if self._given % _GIVEN_MAX == 0:
+            await asyncio.sleep(0)
+        event = self._watch.take()
+        if event is None:
+            with _asleep(self._watch.wake) as sleep:
+                while (event := self._watch.take()) is None:
+                    if self._watch.is_closed:
+                        raise StopAsyncIteration
+                    await sleep(functools.partial(self._watch.sleep, None))
+        return event
+
+    async def aclose(self) -> None:
+        """End it. Whoever waits for an event gets none any more."""
+        self._watch.close()
 
 
 @contextlib.contextmanager
@@ -372,21 +410,29 @@ def _asleep(wake: Callable[[], None]) -> Iterator[Callable[[Callable[[], None]],
     executor = ThreadPoolExecutor(1, "microdb-sleeper")
     try:
         yield functools.partial(asyncio.get_running_loop().run_in_executor, executor)
+    except BaseException:
+        wake()
+        raise
     finally:
         executor.shutdown(wait=False)
-        wake()
 
 
-def _lock_of_tasks(lock: WriteLock) -> "asyncio.Lock":
-    """For the tasks of the running event loop, one lock in front of the write lock."""
-    import asyncio  # noqa: PLC0415  # As above.
+class _Tasks:
+    """The tasks of one event loop that have the write lock, or wait for it: one lock among them in front of that.
 
-    locks = _locks_of_tasks.setdefault(asyncio.get_running_loop(), weakref.WeakKeyDictionary())
-    return locks.setdefault(lock, asyncio.Lock())
+    Attributes:
+        lock: It.
+        holder: Which of them has it.
+        count: How many there are.
+    """
+
+    def __init__(self) -> None:
+        import asyncio  # noqa: PLC0415  # As above.
+
+        self.lock = asyncio.Lock()
+        self.holder: object | None = None
+        self.count = 0
 
 
-_LocksOfTasks = weakref.WeakKeyDictionary[
-    "asyncio.AbstractEventLoop", weakref.WeakKeyDictionary[WriteLock, "asyncio.Lock"]
-]
-
-_locks_of_tasks: Final[_LocksOfTasks] = weakref.WeakKeyDictionary()
+_tasks: Final[weakref.WeakKeyDictionary[WriteLock, dict[object, _Tasks]]] = weakref.WeakKeyDictionary()
+"""By event loop, as long as there are any: the lock refers to the loop, and would keep it for ever."""

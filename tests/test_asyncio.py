@@ -1,7 +1,9 @@
 """The same for asyncio: nothing blocks the event loop, and what is cancelled holds nothing."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -85,6 +87,43 @@ def test_what_is_cancelled_ends_its_thread(mdb, what, monkeypatch):
     assert len(threads) == 1
     assert gone(threads)
     assert rung[:1] == [mdb._words]
+
+
+def test_whoever_is_cancelled_as_it_waits_may_ask_again(mdb):
+    async def main():
+        events = mdb.awatch()
+        for n in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(events), 0.01)
+            mdb.upsert({"id": 1, "n": n})
+            assert (await asyncio.wait_for(anext(events), 20)).new["n"] == n
+        task = asyncio.create_task(anext(events))
+        await asleep(mdb)
+        await events.aclose()
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), StopAsyncIteration | RuntimeError)
+
+    asyncio.run(main())
+    assert gone(sleepers())
+
+
+def test_who_gets_one_event_after_the_other_lets_other_tasks_go_on(mdb):
+    async def main():
+        events, turns = mdb.awatch(), []
+
+        async def count():
+            while True:
+                turns.append(1)
+                await asyncio.sleep(0)
+
+        mdb.upsert_many([{"id": n} for n in range(1_000)])
+        task = asyncio.create_task(count())
+        for _ in range(1_000):
+            await anext(events)
+        task.cancel()
+        return len(turns)
+
+    assert asyncio.run(main()) > 10
 
 
 def test_many_watches_do_not_use_up_the_threads_of_the_loop(mdb):
@@ -227,3 +266,55 @@ def test_alock_needs_a_handle_that_may_write(open_db):
 
     with pytest.raises(microdb.ReadOnlyError):
         asyncio.run(main())
+
+
+def test_alock_is_reentrant_in_its_task_alone(either):
+    async def inner():
+        async with either.alock():
+            assert order == ["out"]
+
+    order = []
+
+    async def main():
+        async with either.alock():
+            other = asyncio.create_task(inner())
+            async with either.alock(timeout=0):
+                await asyncio.sleep(0.01)
+            assert either._log.lock.is_mine()
+            assert not other.done()
+            order.append("out")
+        await asyncio.wait_for(other, 20)
+
+    asyncio.run(main())
+    assert not either._log.lock.is_mine()
+
+
+def test_asave_inside_alock_saves(open_db, path):
+    mdb = open_db()
+
+    async def main():
+        async with mdb.alock():
+            mdb.upsert({"id": 1})
+            async with asyncio.timeout(20):
+                await mdb.asave()
+            other = asyncio.create_task(mdb.asave())  # That waits, as another task has the lock.
+            await asyncio.sleep(0.01)
+            assert not other.done()
+        await asyncio.wait_for(other, 20)
+
+    asyncio.run(main())
+    assert mdb.stats().saves == 2
+
+
+def test_an_event_loop_that_has_ended_is_not_kept(mdb):
+    async def take():
+        async with mdb.alock():
+            await asyncio.sleep(0)
+
+    async def main():
+        await asyncio.gather(take(), take())
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(main())
+    gc.collect()
+    assert loop() is None

@@ -434,3 +434,14 @@ def test_nothing_that_records_hold_is_logged(open_db, faulty, caplog):
     assert {entry.levelname for entry in caplog.records} == {"DEBUG", "INFO", "WARNING", "ERROR"}
     assert {entry.name for entry in caplog.records} == {"microdb"}
     assert SECRET not in caplog.text
+
+
+def test_whoever_holds_the_lock_of_another_database_tells_when_he_has_left_it(open_db, tmp_path, said):
+    mdb, other = open_db(), open_db(tmp_path / "other.json")
+    said("INFO")
+    with other.lock():
+        mdb.save()
+        assert said("INFO") == []
+        mdb.upsert({"id": 1})
+        assert said("INFO") == []
+    assert len(said("INFO")) == 1

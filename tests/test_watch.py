@@ -1,9 +1,11 @@
 """Watching: every change once, in order, by whomever and across saves; or one word that some were lost."""
 
+import json
 import logging
 import os
 import pickle
 import queue
+import sys
 import threading
 import time
 
@@ -11,8 +13,12 @@ import pytest
 
 import microdb
 from children import SPAWN, finish, forked, spawned, start, write_numbers
+from faulty import Faulty, once, only
 from microdb import MicroDB, Position, handle, open_table, watching
 from microdb.wal import bell, file_log
+from microdb.wal.codec import encode_upsert, join
+from microdb.wal.header import HEAD
+from walfiles import overwrite
 
 SAVED = [{"id": 1, "n": 1}, {"id": 2, "n": 2}]
 
@@ -320,6 +326,18 @@ def test_an_append_in_memory_that_was_interrupted_is_not_told(open_db):
     assert [event.key for event in told(watch)] == [(1,), (2,)]
 
 
+def test_a_large_append_in_memory_that_was_interrupted_is_told_once_it_is_made(open_db, monkeypatch):
+    monkeypatch.setattr("microdb.wal.memory_log.HISTORY_BYTES", 100)
+    mdb = open_db(":memory:")
+    watch = mdb.watch()
+    mdb.upsert({"id": 0})
+    payloads = [join([encode_upsert({"id": n, "text": "x" * 30})]) for n in range(1, 7)]
+    log, end = mdb._log, mdb._position
+    log._keep(log._history, payloads, end)  # All of an append but that it stores the head.
+    log.append(payloads, end, sync=False)
+    assert [event.key for event in told(watch)] == [(n,) for n in range(7)]
+
+
 def test_only_changes_of_records_that_are_meant_before_or_after_are_told(either):
     either.upsert_many({"id": n, "status": "undone"} for n in range(3))
     for where in ({"status": "undone"}, either.where(status="undone"), lambda record: record["status"] == "undone"):
@@ -350,6 +368,75 @@ def test_what_cannot_be_told_counts_as_meant(open_db):
     mdb.upsert({"id": 1, "n": 3})
     mdb.save()
     assert [event.kind for event in told(mdb.watch(since=since, where={"n": 1}))] == ["upsert", "delete"]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_batch_that_is_interrupted_is_gone_through_once_more(open_db, is_first):
+    mdb = open_db()
+    mdb.upsert_many(SAVED)
+    fails = []
+
+    def meant(record):
+        if record["n"] == 7 and fails:
+            raise fails.pop()
+        return True
+
+    if is_first:  # Nothing is known of the table at this position.
+        since = mdb.position
+        mdb.save()
+    with mdb.watch(where=meant, since=since if is_first else None) as watch:
+        with mdb.transaction():
+            mdb.delete((1,))
+            mdb.upsert({"id": 3, "n": 3})
+            mdb.clear()
+            mdb.upsert({"id": 2, "n": 7})
+        fails.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            watch.take()
+        first, *others = told(watch)
+    assert (first.kind, first.key) == ("delete", (1,))
+    assert first.old == (microdb.UNKNOWN if is_first else SAVED[0])
+    assert [event.kind for event in others] == ["upsert", "clear", "upsert"]
+    assert short(others[-1:]) == [("upsert", (2,), None, {"id": 2, "n": 7})]
+    if not is_first:
+        assert {part.key: part.old for part in others[1].parts} == {(2,): SAVED[1], (3,): {"id": 3, "n": 3}}
+
+
+def test_an_event_that_an_interrupt_keeps_from_being_given_is_given_next(forgetful, monkeypatch):
+    watch = forgetful.watch()
+    go_on = watch._go_on
+
+    def interrupted(coming):
+        go_on(coming)
+        if watch._ready is not None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    def take():
+        before = watch.position
+        monkeypatch.setattr(watch, "_go_on", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            watch.take()
+        assert watch.position == before
+        return watch.take()
+
+    forgetful.upsert_many(SAVED)
+    assert [take().key, take().key] == [(1,), (2,)]
+    assert watch.position == forgetful.position
+    forgetful.upsert({"id": 3})
+    forgetful.save()
+    forgetful.save()
+    assert take().kind == "resync"
+    assert told(watch) == []
+
+
+def test_a_position_may_have_been_kept_as_json(either):
+    either.watch()
+    kept = json.loads(json.dumps(either.position))
+    either.upsert({"id": 1})
+    assert [event.key for event in told(either.watch(since=kept))] == [(1,)]
+    with pytest.raises(TypeError):
+        either.watch(since=5)
 
 
 def test_a_query_of_another_database_is_refused(either, open_db):
@@ -402,6 +489,23 @@ def test_a_reader_watches_too(open_db):
 
 
 @pytest.mark.usefixtures("_only_the_woken_wake")
+def test_a_reader_watches_although_the_page_is_of_an_earlier_run_of_the_machine(open_db, path, wal):
+    with open_db() as mdb:
+        mdb.upsert({"id": 1})
+        before = mdb.stats().head
+        mdb.upsert({"id": 2})
+    overwrite(wal.header, 8 * 20, b"another boot id!")
+    overwrite(wal.header, 8 * HEAD, before.to_bytes(8, sys.byteorder))
+    overwrite(wal.header, 8 * 30, bytes(8))  # The seal.
+    reader = open_db(read_only=True)
+    watch = reader.watch()
+    assert told(watch) == []
+    assert list(reader.as_of(reader.position)) == [(1,), (2,)]
+    assert reader.check().problems == []
+    open_db().upsert({"id": 3})
+    assert short(told(watch)) == [("upsert", (3,), None, {"id": 3})]
+
+
 def test_a_reader_that_came_first_sees_the_log_that_is_begun_later(open_db, path):
     path.write_text('[\n{"id":1}\n]\n')
     reader = open_db(read_only=True)
@@ -700,6 +804,15 @@ def test_a_listener_that_cannot_go_on_says_so(open_db, caplog):
     assert "the listener has ended" in caplog.text
 
 
+def test_a_listener_whose_query_fails_says_so(open_db, caplog):
+    mdb = open_db()
+    listener = mdb.on_change(print, where=lambda record: record["n"] > 0)
+    mdb.upsert({"id": 1})
+    listener._thread.join(20)
+    assert "the listener has ended" in caplog.text
+    assert "KeyError" in caplog.text
+
+
 def test_a_process_ends_although_a_listener_waits(path):
     process = SPAWN.Process(target=_listen_and_end, args=(path,))
     process.start()
@@ -818,6 +931,23 @@ def test_what_has_expired_since_a_position_is_told(open_db, clock, is_saved):
     assert sorted(events[1:]) == [("expire", (1,), {"id": 1}, None), ("expire", (2,), {"id": 2}, None)]
 
 
+def test_a_position_amid_a_save_knows_when_its_records_expire(open_db, clock):
+    faulty = Faulty()
+    mdb = open_db(clock=clock, files=faulty)
+    mdb.upsert({"id": 1}, ttl=10)
+    watch = mdb.watch()
+    faulty.on["sync"] = only(".tmp", once(lambda: mdb.upsert({"id": 2})))
+    mdb.save()
+    position = told(watch)[-1].position
+    assert (position.generation, position.sequence) == (2, 2)
+    with pytest.raises(microdb.SinceLostError):
+        mdb.as_of(position)
+    since = mdb.watch(since=position)
+    clock.now += 10
+    assert [(event.kind, event.key) for event in told(since)] == [("expire", (1,))]
+    assert list(mdb.as_of(mdb.position)) == [(2,)]
+
+
 def test_a_resync_counts_what_has_expired_as_gone(forgetful, clock):
     forgetful._clock = clock
     forgetful.upsert({"id": 1}, ttl=10)
@@ -843,3 +973,42 @@ def test_whoever_waits_is_told_of_what_expires_without_a_write(either):
     assert watch.next(timeout=20).kind == "expire"
     either.upsert({"id": 2}, ttl=0.05)
     assert either.wait((2,), lambda record: record is None, timeout=20) is None
+
+
+def test_an_expiry_that_is_interrupted_is_told_later(timed, clock):
+    fails = [KeyboardInterrupt()]
+
+    def meant(record):
+        if fails and clock.now > 1_000:
+            raise fails.pop()
+        return True
+
+    with timed.watch(where=meant) as watch:
+        timed.upsert({"id": 1}, ttl=1)
+        assert watch.take().kind == "upsert"
+        clock.now += 2
+        with pytest.raises(KeyboardInterrupt):
+            watch.take()
+        assert [(event.kind, event.key) for event in told(watch)] == [("expire", (1,))]
+
+
+def test_a_record_that_is_renewed_again_and_again_costs_no_more_memory(timed):
+    with timed.watch() as watch:
+        for n in range(3_000):
+            timed.upsert({"id": 1, "n": n}, ttl=1_000)
+            told(watch)
+        assert len(watch._times) < 2_000
+
+
+def test_a_watch_that_is_closed_as_it_looks_tells_nothing_more(either):
+    watch = either.watch()
+    either.upsert_many(SAVED)
+    news = watch._source.news
+
+    def slow(*args):
+        found = news(*args)
+        watch.close()
+        return found
+
+    watch._source = watch._source._replace(news=slow)
+    assert told(watch) == []

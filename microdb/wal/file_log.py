@@ -26,6 +26,7 @@ from microdb.files import File
 from microdb.locks import REENTRANT, held, refuse_in_child
 from microdb.wal import header
 from microdb.wal.bell import ring
+from microdb.wal.codec import is_carried
 from microdb.wal.format import (
     DURABLE_BEFORE,
     HASH_BYTES,
@@ -36,10 +37,11 @@ from microdb.wal.format import (
     head_of,
     split_head,
 )
-from microdb.wal.header import DIRTY, DURABLE, HEAD, POISONED, REPAIRS, SAVES, WAITING
+from microdb.wal.header import DIRTY, DURABLE, EXPIRING, HEAD, POISONED, REPAIRS, SAVES, WAITING
 from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import LogFile, frames_to, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
+from microdb.wal.reader import read_frames
 from microdb.wal.writer import write_frames
 
 __all__ = ["FileLog"]
@@ -90,11 +92,19 @@ class FileLog(OpenFiles):
             time.sleep(_RETRY_S)
 
     def load_as_of(self, position: Position) -> Start:
-        """The content at a position. Raises GoneError if a save has come since."""
+        """The content at a position. Raises GoneError if a save has come since.
+
+        What was written while the save went on bears positions in the new log, before what the save carried over. There
+        the times of that are not known.
+        """
         pair = self._open_pair()
         if position.generation != pair.log.header.generation:
             raise GoneError(position.generation)
         self.generations.check(position)
+        if self.words[EXPIRING] > position.generation or not self._is_followed:
+            later = read_frames(pair.log.file.read_at(position.offset, pair.log.file.size()), position)
+            if any(map(is_carried, later.payloads)):
+                raise GoneError(position.generation)
         try:
             return self._read_pair(pair._replace(head=position.head))
         except ConflictError:

@@ -105,14 +105,16 @@ class MemoryLog:
         return self._end
 
     def _keep(self, history: _History, payloads: Sequence[Payload], after: Position) -> None:
-        history.payloads[after.sequence - history.base :] = payloads  # In the place of one that was interrupted.
-        self._history_bytes += sum(map(len, payloads))
-        if self._history_bytes > HISTORY_BYTES:
-            # Half of it, and another list: a watcher may be reading this one.
-            base = history.base + len(history.payloads) // 2
-            kept = history.payloads[base - history.base :]
-            self._history = _History(base, kept)
+        more_bytes = sum(map(len, payloads))
+        if self._history_bytes + more_bytes > HISTORY_BYTES:
+            # Half of it, and another list: a watcher may be reading this one. Before it grows, so that an append that
+            # is interrupted, and made anew, finds its place.
+            base = (history.base + after.sequence) // 2
+            kept = history.payloads[base - history.base : after.sequence - history.base]
+            self._history = history = _History(base, kept)
             self._history_bytes = sum(map(len, kept))
+        history.payloads[after.sequence - history.base :] = payloads  # In the place of one that was interrupted.
+        self._history_bytes += more_bytes
 
     def sync(self, head: int) -> None:
         """There is no disk."""
