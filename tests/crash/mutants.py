@@ -443,8 +443,8 @@ MUTANTS = [
     Mutant(
         "each of several changes made as one bears the position behind them",
         "feed.py",
-        "            yield from events[:-1]\n            self.position = end",
-        "            self.position = end\n            yield from events[:-1]",
+        "for event in events[:-1]:\n                    self._ready = event",
+        "for event in events[:-1]:\n                    self._ready = event._replace(position=end)",
         _WATCH,
     ),
     Mutant(
@@ -464,7 +464,7 @@ MUTANTS = [
     Mutant(
         "two tasks of one event loop have the lock at once",
         "watching.py",
-        "await mine.acquire()",
+        "await tasks.lock.acquire()",
         "pass",
         _WATCH,
     ),
