@@ -4,6 +4,7 @@ What was acknowledged with power durability before the failure must be there, an
 """
 
 import errno
+import gc
 import logging
 import os
 
@@ -173,6 +174,7 @@ def test_a_write_that_raised_does_not_come_back_if_it_could_not_be_undone(open_d
 
 
 def test_a_write_that_was_made_does_not_raise_because_nobody_can_save(open_db, path, caplog):
+    gc.collect()  # The dead of other tests of the lab die in this thread, and hold what they held until they are gone.
     failing = Failing()
     mdb = open_db(files=failing, auto_save_bytes=1)
     failing.identity = lambda file: fail() if file == str(path) else Files.identity(failing, file)
