@@ -142,6 +142,7 @@ class ManyHandles(RuleBasedStateMachine):
         self.model = Model()
         self.open_handles = []
         self.followers = []
+        self.moments = []
 
     def teardown(self):
         for mdb in self.open_handles:
@@ -239,6 +240,62 @@ class ManyHandles(RuleBasedStateMachine):
             self.model.records[key] = patched
         else:
             self.model.upsert(patched)
+
+    @rule(index=INDEXES, key=KEYS, value=values(), how=st.sampled_from(["modify", "edit", "increment", "complete"]))
+    def change_in_place(self, index, key, value, how):
+        mdb = self.handle(index)
+        found = self.model.shown().get(key)
+        if found is None:
+            with pytest.raises(KeyError):
+                mdb.increment(key, "n")
+            return
+        made = {**found, "v": value}
+        if how == "modify":
+            mdb.modify(key, lambda record: {**record, "v": value})
+        elif how == "edit":
+            with mdb.edit(key) as record:
+                record["v"] = value
+        elif how == "increment":
+            made = {**found, "n": found.get("n", 0) + 2}
+            assert mdb.increment(key, "n", 2) == made["n"]
+        else:
+            claim = mdb.claim(lambda record: key_of(record) == key, lease=60)
+            assert mdb.claim(lambda record: key_of(record) == key, lease=60) is None
+            made["claim"] = claim.complete(v=value)["claim"]
+            assert made["claim"] == {"owner": None, "until": None, "fence": claim.fence}
+        assert same(by_name([(key, mdb[key])]), by_name([(key, made)]))
+        self.model.records[key] = made
+
+    @rule(index=INDEXES, record=RECORDS)
+    def get_or_create(self, index, record):
+        mdb = self.handle(index)
+        found = self.model.shown().get(key_of(record))
+        assert same(mdb.get_or_create(record), (record, True) if found is None else (found, False))
+        if found is None:
+            self.model.upsert(record)
+
+    @rule(index=INDEXES, key=KEYS)
+    def pop(self, index, key):
+        mdb = self.handle(index)
+        found = self.model.shown().get(key)
+        assert same(mdb.pop(key, None), found)
+        self.model.delete(key)
+
+    @precondition(lambda self: len(self.moments) < 3)
+    @rule(index=INDEXES)
+    def moment(self, index):
+        mdb = self.handle(index)
+        self.moments.append((mdb.snapshot(), self.model.shown(), mdb.position, not self.model.times))
+
+    @precondition(lambda self: self.moments)
+    @rule(index=INDEXES, which=INDEXES)
+    def look_back(self, index, which):
+        """A view shows its moment whatever has come since; so does the log, until a save."""
+        view, shown, position, is_timeless = self.moments.pop(which % len(self.moments))
+        assert same(by_name(view.items()), by_name(shown.items()))
+        with contextlib.suppress(microdb.SinceLostError):
+            then = self.handle(index).as_of(position)
+            assert not is_timeless or same(by_name(then.items()), by_name(shown.items()))
 
     @rule(index=INDEXES, record=RECORDS, is_right=st.booleans())
     def upsert_expecting(self, index, record, is_right):
