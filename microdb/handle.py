@@ -25,7 +25,7 @@ from microdb.values import Expiring, Record
 from microdb.wal.bell import ring
 from microdb.wal.codec import encode_delete, join, parts
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import Position
+from microdb.wal.format import Position, split_head
 from microdb.wal.header import EXPIRING, HEAD, POISONED, WAITING
 from microdb.wal.memory_log import MemoryLog
 
@@ -280,10 +280,12 @@ class Handle(OpenTable):
 
     def expiring(self) -> list[Expiring]:
         """See `save.Source`."""
+        words = self._log.words
+        if words[EXPIRING] <= split_head(words[HEAD])[0]:
+            return []  # Without catching up, while others wait.
         with self._table_lock:
             self._place()
-            records = self._records.values() if self._may_expire() else ()
-            return [record for record in records if type(record) is Expiring]
+            return [record for record in self._records.values() if type(record) is Expiring]
 
     def log_bytes(self) -> int:
         """How long the log is now."""

@@ -112,9 +112,7 @@ def save(
         began_s = time.monotonic()
         # Under the save lock nobody else makes such files, and under the write lock nobody else makes the others.
         log.generations.remove_temporaries(inside_lock=is_inside)
-        for _ in range(_ROUNDS_MAX):
-            if source.freshen() < _BEHIND_BYTES:
-                break
+        _freshen(source)
         with held(log.lock, timeout_s):
             records, start = source.capture()
             poisoned = log.is_poisoned()
@@ -126,6 +124,8 @@ def save(
             draft = _draft(log, pieces, start, temporaries, poisoned=poisoned, is_inside=is_inside)
             if draft is None:
                 return False
+            if encoded:
+                _freshen(source)  # For what is carried over, the table must be up to date.
             with held(log.lock, timeout_s):
                 try:
                     if not _switch(log, draft, source, encoded):
@@ -140,6 +140,12 @@ def save(
     size = draft.snapshot.size()
     notes.add(notes.INFO, "%s: saved %d records, %d bytes, in %.3f seconds", log.name, len(records), size, took_s)
     return True
+
+
+def _freshen(source: Source) -> None:
+    for _ in range(_ROUNDS_MAX):
+        if source.freshen() < _BEHIND_BYTES:
+            break
 
 
 def _draft(

@@ -43,6 +43,7 @@ Steps = Generator[tuple[int, float | None], None, Any]
 
 _NOWHERE: Final = Position(0, 0, 0, 0)
 """Of a snapshot that nobody has written a log to: no log leads on from there."""
+_IN_VAIN: Final = "waiting inside lock() or transaction(), where nobody else can write"
 _TRY_AGAIN_S: Final = (0.0005, 0.01)
 """How soon asyncio tries again for the lock: at first, and in the end."""
 _GIVEN_MAX: Final = 64
@@ -210,7 +211,7 @@ class Watching(Claims):
         >>> asyncio.run(first())
         (1,)
         """
-        return _Events(self.watch(since=since, where=where))
+        return _Events(self.watch(since=since, where=where), self._check_may_wait)
 
     async def await_change(
         self,
@@ -235,6 +236,7 @@ class Watching(Claims):
                     head, left_s = next(steps)
                 except StopIteration as end:
                     return end.value
+                self._check_may_wait()
                 await sleep(functools.partial(self._sleep, bell, head, left_s))
 
     @contextlib.asynccontextmanager
@@ -366,8 +368,13 @@ class Watching(Claims):
     def _sleep(self, bell: Bell, head: int, timeout_s: float | None) -> None:
         """See `feed.Source`."""
         if self._log.lock.is_mine():
-            raise TransactionError("waiting inside lock() or transaction(), where nobody else can write")
+            raise TransactionError(_IN_VAIN)
         bell.wait(self._words, head, timeout_s, rings=self._log.is_followed())
+
+    def _check_may_wait(self) -> None:
+        """For asyncio, which sleeps in another thread."""
+        if self._has_lock():
+            raise TransactionError(_IN_VAIN)
 
     def _wake(self) -> None:
         """See `feed.Source`."""
@@ -377,8 +384,9 @@ class Watching(Claims):
 class _Events(AsyncIterator[Event]):
     """The events of a watch. Whoever waits for the next one may be cancelled, and ask for it again."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, check: Callable[[], None]) -> None:
         self._watch = watch
+        self._check = check  # Raises if the running task must not wait.
         self._given = 0
 
     async def __anext__(self) -> Event:
@@ -393,6 +401,7 @@ class _Events(AsyncIterator[Event]):
                 while (event := self._watch.take()) is None:
                     if self._watch.is_closed:
                         raise StopAsyncIteration
+                    self._check()
                     await sleep(functools.partial(self._watch.sleep, None))
         return event
 

@@ -318,3 +318,18 @@ def test_an_event_loop_that_has_ended_is_not_kept(mdb):
     loop = asyncio.run(main())
     gc.collect()
     assert loop() is None
+
+
+def test_nobody_waits_for_others_inside_alock(either):
+    async def main():
+        async with either.alock():
+            events = either.awatch()
+            with pytest.raises(microdb.TransactionError, match="nobody else can write"):
+                await anext(events)
+            with pytest.raises(microdb.TransactionError, match="nobody else can write"):
+                await either.await_change((1,))
+            either.upsert({"id": 1})
+            assert (await anext(events)).key == (1,)
+            assert await either.await_change((1,)) == {"id": 1}
+
+    asyncio.run(main())

@@ -699,3 +699,23 @@ def test_an_item_is_read_by_who_knows_no_other(path, opened, wal):
     opened().close()
     append_payload(wal, b"\x91" + bytes.fromhex("93 03 81a2696401 cb") + struct.pack(">d", T + 10))
     assert opened().expiry((1,)) == T + 10
+
+
+def test_where_nothing_expires_a_save_does_not_catch_up_while_others_wait(open_db):
+    saver, other = open_db(), open_db()
+    len(saver)
+    other.upsert(A)
+    with saver.lock():
+        before = saver._position
+        assert saver.expiring() == []
+        assert saver._position is before
+
+
+def test_what_a_save_carries_over_is_as_of_the_end_of_the_old_log(opened, clock):
+    """Others write while it is under way; so it catches up before they have to wait, and again."""
+    saver, other = opened(), opened()
+    saver.upsert(A, ttl=60)
+    other.upsert(A, ttl=90)
+    other.upsert(B, ttl=30)
+    with saver.lock():
+        assert {record["id"]: record.expires_at for record in saver.expiring()} == {"a": T + 90, "b": T + 30}
