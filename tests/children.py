@@ -4,12 +4,14 @@ import contextlib
 import gc
 import multiprocessing as mp
 import os
+import random
 import resource
 import sys
 import traceback
 from pathlib import Path
 
 import microdb
+from microdb import handle
 
 SPAWN = mp.get_context("spawn")
 
@@ -145,3 +147,55 @@ def answer_reads(pipe, path):
         pipe.send("ready")
         while (number := pipe.recv()) is not None:
             pipe.send(mdb["x",]["n"] == number)
+
+
+def write_when_told(pipe, path, records):
+    with microdb.MicroDB(path, ["id"]) as mdb:
+        pipe.send("ready")
+        for record in records:
+            pipe.recv()
+            mdb.upsert(record)
+
+
+def write_without_waking(pipe, path):
+    """As a writer that is killed between the store and the wake."""
+    handle.ring = None
+    with microdb.MicroDB(path, ["id"]) as mdb:
+        pipe.send("ready")
+        pipe.recv()
+        try:
+            mdb.upsert({"id": 1})
+        except TypeError:
+            os._exit(0)
+        pipe.send("nobody was asleep")
+
+
+def write_behind_a_save(pipe, path):
+    with microdb.MicroDB(path, ["id"]) as mdb:
+        pipe.send("ready")
+        for n in range(20):
+            pipe.recv()
+            mdb.save()
+            mdb.upsert({"id": n})
+
+
+def listen_and_end(path):
+    microdb.MicroDB(path, ["id"]).on_change(print)
+
+
+def write_for_ever(pipe, path, seed):
+    rng = random.Random(seed)
+    with microdb.MicroDB(path, ["id"]) as mdb:
+        pipe.send("ready")
+        for n in range(1 << 40):
+            what = rng.random()
+            if what < 0.6:
+                mdb.upsert({"id": rng.randrange(20), "n": n, "by": seed}, ttl=rng.choice([None, None, None, 0.002]))
+            elif what < 0.8:
+                mdb.upsert_many({"id": rng.randrange(20), "n": (n, i), "by": seed} for i in range(rng.randrange(4)))
+            elif what < 0.97:
+                mdb.delete((rng.randrange(20),))
+            elif what < 0.998:
+                mdb.clear()
+            else:
+                mdb.save()

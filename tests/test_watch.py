@@ -12,9 +12,20 @@ import time
 import pytest
 
 import microdb
-from children import SPAWN, finish, forked, spawned, start, write_numbers
+from children import (
+    SPAWN,
+    finish,
+    forked,
+    listen_and_end,
+    spawned,
+    start,
+    write_behind_a_save,
+    write_numbers,
+    write_when_told,
+    write_without_waking,
+)
 from faulty import Faulty, once, only
-from microdb import MicroDB, Position, handle, open_table, watching
+from microdb import Position, open_table, watching
 from microdb.wal import bell, file_log
 from microdb.wal.codec import encode_upsert, join
 from microdb.wal.header import HEAD
@@ -598,31 +609,10 @@ def test_a_time_out_gives_none_and_not_before(either):
     assert 0.3 <= time.monotonic() - began_s
 
 
-def _write_when_told(pipe, path, records):
-    with MicroDB(path, ["id"]) as mdb:
-        pipe.send("ready")
-        for record in records:
-            pipe.recv()
-            mdb.upsert(record)
-
-
-def _write_without_waking(pipe, path):
-    """As a writer that is killed between the store and the wake."""
-    handle.ring = None
-    with MicroDB(path, ["id"]) as mdb:
-        pipe.send("ready")
-        pipe.recv()
-        try:
-            mdb.upsert({"id": 1})
-        except TypeError:
-            os._exit(0)
-        pipe.send("nobody was asleep")
-
-
 @pytest.mark.usefixtures("_only_the_woken_wake")
 def test_whoever_waits_is_woken_by_the_write_of_another_process(open_db, path):
     mdb = open_db()
-    with spawned((_write_when_told, path, [{"id": n} for n in range(50)])) as ((pipe,), _):
+    with spawned((write_when_told, path, [{"id": n} for n in range(50)])) as ((pipe,), _):
         assert pipe.recv() == "ready"
         watch = mdb.watch()
         for n in range(50):
@@ -630,19 +620,10 @@ def test_whoever_waits_is_woken_by_the_write_of_another_process(open_db, path):
             assert watch.next(timeout=20).key == (n,)
 
 
-def _write_behind_a_save(pipe, path):
-    with MicroDB(path, ["id"]) as mdb:
-        pipe.send("ready")
-        for n in range(20):
-            pipe.recv()
-            mdb.save()
-            mdb.upsert({"id": n})
-
-
 @pytest.mark.usefixtures("_only_the_woken_wake")
 def test_a_save_between_sleep_and_write_keeps_nobody_asleep(open_db, path):
     mdb = open_db()
-    with spawned((_write_behind_a_save, path)) as ((pipe,), _):
+    with spawned((write_behind_a_save, path)) as ((pipe,), _):
         assert pipe.recv() == "ready"
         watch = mdb.watch()
         for n in range(20):
@@ -653,7 +634,7 @@ def test_a_save_between_sleep_and_write_keeps_nobody_asleep(open_db, path):
 @pytest.mark.parametrize("_", range(5))
 def test_a_wake_that_was_missed_costs_a_time_out_and_no_event(open_db, path, _):
     mdb = open_db()
-    with spawned((_write_without_waking, path)) as ((pipe,), (process,)):
+    with spawned((write_without_waking, path)) as ((pipe,), (process,)):
         assert pipe.recv() == "ready"
         watch = mdb.watch()
         threading.Timer(0.05, pipe.send, ["go"]).start()  # By then this thread sleeps; if not, it is no less true.
@@ -729,7 +710,7 @@ def test_wait_gives_what_the_predicate_was_shown(either):
 def test_wait_ends_when_another_process_has_written_what_it_is_for(open_db, path):
     mdb = open_db()
     records = [{"id": 1, "n": n} for n in range(3)]
-    with spawned((_write_when_told, path, records)) as ((pipe,), _):
+    with spawned((write_when_told, path, records)) as ((pipe,), _):
         assert pipe.recv() == "ready"
         for _ in records:
             pipe.send("go")
@@ -814,14 +795,10 @@ def test_a_listener_whose_query_fails_says_so(open_db, caplog):
 
 
 def test_a_process_ends_although_a_listener_waits(path):
-    process = SPAWN.Process(target=_listen_and_end, args=(path,))
+    process = SPAWN.Process(target=listen_and_end, args=(path,))
     process.start()
     process.join(20)
     assert process.exitcode == 0
-
-
-def _listen_and_end(path):
-    MicroDB(path, ["id"]).on_change(print)
 
 
 def test_one_who_sleeps_costs_next_to_nothing(open_db):

@@ -7,27 +7,9 @@ import signal
 import pytest
 
 import microdb
-from children import SPAWN, reporting
+from children import SPAWN, reporting, write_for_ever
 
 WRITERS = 3
-
-
-def write_for_ever(pipe, path, seed):
-    rng = random.Random(seed)
-    with microdb.MicroDB(path, ["id"]) as mdb:
-        pipe.send("ready")
-        for n in range(1 << 40):
-            what = rng.random()
-            if what < 0.6:
-                mdb.upsert({"id": rng.randrange(20), "n": n, "by": seed}, ttl=rng.choice([None, None, None, 0.002]))
-            elif what < 0.8:
-                mdb.upsert_many({"id": rng.randrange(20), "n": (n, i), "by": seed} for i in range(rng.randrange(4)))
-            elif what < 0.97:
-                mdb.delete((rng.randrange(20),))
-            elif what < 0.998:
-                mdb.clear()
-            else:
-                mdb.save()
 
 
 class Told:
