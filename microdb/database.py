@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self
 from microdb import mounts, snapshot
 from microdb.checking import Report, differences, misled
 from microdb.errors import MicroDBError, SinceLostError, StrPath
-from microdb.expiry import has_expired
+from microdb.expiry import unexpired
 from microdb.files import OS, Files
 from microdb.finder import index_fields
 from microdb.keys import PartitionKeys
@@ -197,9 +197,8 @@ class MicroDB(Watching):
                 f"{self._log.name}: {position} is not in the log, which begins with the last save; the table of then "
                 "cannot be told any more"
             ) from None
-        records, now = records_of(start, self._log.name, self._keys), self._clock()
-        left = {key: record for key, record in records.items() if not has_expired(record, now)}
-        return View(left, self._keys, position)
+        records = records_of(start, self._log.name, self._keys)
+        return View(unexpired(records, self._clock()), self._keys, position)
 
     # Looking.
 

@@ -5,11 +5,13 @@ Times are those of the clock on the wall, in seconds since 1970.
 
 import datetime as dt
 import math
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from microdb.keys import Key
 from microdb.values import Expiring, Record
 
-__all__ = ["has_expired", "when"]
+__all__ = ["has_expired", "unexpired", "when"]
 
 
 def has_expired(record: Record | None, now: float) -> TypeGuard[Expiring]:
@@ -19,6 +21,15 @@ def has_expired(record: Record | None, now: float) -> TypeGuard[Expiring]:
     (False, True)
     """
     return type(record) is Expiring and record.expires_at <= now
+
+
+def unexpired(records: Mapping[Key, Record], now: float) -> dict[Key, Record]:
+    """A table without what has expired. Costs a copy of the map.
+
+    >>> unexpired({(1,): Expiring({"id": 1}, 1000.0), (2,): {"id": 2}}, 1000.0)
+    {(2,): {'id': 2}}
+    """
+    return {key: record for key, record in records.items() if not has_expired(record, now)}
 
 
 def when(ttl: float | None, expires_at: float | dt.datetime | None, now: float) -> float | None:

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from microdb.changes import Change
 from microdb.errors import SinceLostError
-from microdb.expiry import has_expired
+from microdb.expiry import has_expired, unexpired
 from microdb.keys import Key
 from microdb.query import Query
 from microdb.table import Records
@@ -147,7 +147,7 @@ class Watch(Iterator[Event]):
         self._is_whole = False
         if records is not None:
             # Of what has expired since a position nothing was told, perhaps.
-            self._begin(self._unexpired(records) if since is None else records)
+            self._begin(unexpired(records, source.clock()) if since is None else records)
         self._head = -1
         # Each step makes one event ready, which is so until it is given: nothing is lost that an interrupt stops here.
         self._coming: Iterator[None] = iter(())
@@ -303,10 +303,6 @@ class Watch(Iterator[Event]):
         self._is_whole = True
         self._note_times()
 
-    def _unexpired(self, records: Records) -> Records:
-        now = self._source.clock()
-        return {key: record for key, record in records.items() if not has_expired(record, now)}
-
     def _set(self, key: Key, record: Record | None) -> None:
         self._before.setdefault(key, self._records.get(key))
         if record is None and self._is_whole:
@@ -366,7 +362,7 @@ class Watch(Iterator[Event]):
         """What the single changes, which are lost, have come to."""
         if not self._is_whole or news.records is None:
             raise SinceLostError(f"{self.position} is kept no more: since then so much was written and saved")
-        records = self._unexpired(news.records)
+        records = unexpired(news.records, self._source.clock())
         event = self._difference("resync", records)._replace(position=news.end)
         self._records, self._is_whole, self._ready = {**records}, True, event
         self._note_times()

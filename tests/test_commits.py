@@ -33,6 +33,16 @@ class ScriptedLock(WriteLock):
         return answer() if callable(answer) else answer
 
 
+def together(mdb, threads):
+    """Run threads that write, so that the batches of all wait at once."""
+    with mdb.lock():
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(mdb._commits.waiting) == len(threads))
+    for thread in threads:
+        thread.join()
+
+
 @pytest.fixture
 def queue(monkeypatch):
     monkeypatch.setattr(commits, "_LOOK_EVERY_S", 0)
@@ -353,12 +363,7 @@ def test_those_who_wrote_together_write_together_again(open_db, monkeypatch):
             mdb.upsert({"id": threading.get_ident(), "n": n})
 
     threads = [threading.Thread(target=write) for _ in range(3)]
-    with mdb.lock():
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(mdb._commits.waiting) == 3)
-    for thread in threads:
-        thread.join()
+    together(mdb, threads)
     assert [len(group) for _, group in groups] == [3] * 3
     monkeypatch.undo()
     mdb.upsert(A)
@@ -441,12 +446,7 @@ def test_if_a_batch_fails_each_of_its_writers_gets_an_error_and_none_is_written(
 
     faulty.on["write_at"] = fail
     threads = [threading.Thread(target=write, args=(name,)) for name in "xyz"]
-    with mdb.lock():
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(mdb._commits.waiting) == 3)
-    for thread in threads:
-        thread.join()
+    together(mdb, threads)
     assert sorted(errors) == ["x", "y", "z"]
     assert len(mdb) == 0
     faulty.on.clear()

@@ -216,35 +216,34 @@ def test_each_event_is_logged_once_at_its_level(stage, said, level, event):
     assert len(found) == 1 or level in ("DEBUG", "INFO"), found
 
 
-class Using(logging.Handler):
-    """Reads and writes the database in another thread, and waits for that: which ends only if nobody holds a lock."""
+class Handler(logging.Handler):
+    """Notes what came of its work on a database, or the path of one."""
 
-    def __init__(self, path):
+    def __init__(self, what):
         super().__init__()
-        self.path = path
+        self.what = what
         self.results = []
+
+
+class Using(Handler):
+    """Reads and writes the database in another thread, and waits for that: which ends only if nobody holds a lock."""
 
     def emit(self, record):
         self.results.append(in_thread(self._use))
 
     def _use(self):
         notes._telling.is_on = True  # What this thread does, the handler does.
-        with microdb.MicroDB(self.path, ["id"], timeout=20) as mdb:
+        with microdb.MicroDB(self.what, ["id"], timeout=20) as mdb:
             mdb.upsert({"id": "told"})
             return ("told",) in mdb
 
 
-class UsingItsOwn(logging.Handler):
+class UsingItsOwn(Handler):
     """Reads and writes through a handle that it keeps, in the thread that logs."""
 
-    def __init__(self, mdb):
-        super().__init__()
-        self.mdb = mdb
-        self.results = []
-
     def emit(self, record):
-        self.mdb.upsert({"id": "told"})
-        self.results.append(("told",) in self.mdb)
+        self.what.upsert({"id": "told"})
+        self.results.append(("told",) in self.what)
 
 
 @pytest.fixture

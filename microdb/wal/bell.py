@@ -89,6 +89,7 @@ def _futex() -> Callable[[Words, int, int, float], None] | None:
         _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
 
     def futex(words: Words, what: int, value: int, limit_s: float) -> None:
+        """Sleep while the head is `value`, for so many seconds at most; or wake that many who do."""
         half = ctypes.c_uint32.from_buffer(words, _LOW_HALF)
         limit = Time(int(limit_s), int(limit_s % 1 * 1e9))
         operation = ctypes.c_int(what), ctypes.c_uint32(value), ctypes.byref(limit)

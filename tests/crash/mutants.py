@@ -457,8 +457,8 @@ MUTANTS = [
     Mutant(
         "what has expired since a position is passed over",
         "feed.py",
-        "self._unexpired(records) if since is None else records",
-        "self._unexpired(records)",
+        "unexpired(records, source.clock()) if since is None else records",
+        "unexpired(records, source.clock())",
         _WATCH,
     ),
     Mutant(
