@@ -17,7 +17,7 @@ from microdb.commits import Commit, CommitQueue
 from microdb.errors import ClosedError, FailedError, MicroDBError, ReadOnlyError, StorageError, TransactionError
 from microdb.keys import PartitionKeys
 from microdb.locks import held, is_owned, refuse_in_child, refuse_reentry
-from microdb.open_table import CLOSED, DETACHED, IS_CLOSED, NEVER, Ahead, OpenTable
+from microdb.open_table import CLOSED, DETACHED, IS_CLOSED, NEVER, OpenTable
 from microdb.save import Encode, save
 from microdb.table import apply
 from microdb.transaction import Transaction
@@ -25,7 +25,7 @@ from microdb.values import Expiring, Record
 from microdb.wal.bell import ring
 from microdb.wal.codec import encode_delete, join, parts
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import Position, split_head
+from microdb.wal.format import OFFSET_MAX, Position, split_head
 from microdb.wal.header import EXPIRING, HEAD, POISONED, WAITING
 from microdb.wal.memory_log import MemoryLog
 
@@ -89,8 +89,6 @@ class Handle(OpenTable):
         commit = Commit(payload, changes, expires=expires)
         group = [commit]
         commits, lock, timeout_s = self._commits, self._log.lock, self._timeout_s
-        if self._words[HEAD] - self._applied > _FAR_BYTES:
-            self.freshen()  # Better here than where others wait for it.
         level = lock.level()
         words, is_awaited = self._words, False
         try:
@@ -119,9 +117,9 @@ class Handle(OpenTable):
                 commits.tell(group, in_turn=self._sync)
             if notes.waiting:
                 self._tell()
-        position = self._position
-        if position is not None and position.offset > self._auto_save.above:
-            self._auto_save.consider(position.offset, self)
+        offset = words[HEAD] & OFFSET_MAX
+        if offset > self._auto_save.above:
+            self._auto_save.consider(offset, self)
             self._tell()
 
     def _append_locked(self, group: list[Commit]) -> bool:
@@ -130,7 +128,7 @@ class Handle(OpenTable):
             table, ahead, words = self._position, self._ahead, self._words
             if table is None or words[HEAD] != (self._applied if ahead is None else ahead.head):
                 table, ahead = self._place(), None  # Another thread, or a signal handler, was here in between.
-        before = table if ahead is None else ahead.end
+        before = table if ahead is None else ahead
         head = words[HEAD]
         try:
             payloads, expires = [group[0].payload], group[0].expires
@@ -147,9 +145,7 @@ class Handle(OpenTable):
             if self._position is not table:
                 return is_awaited  # Another thread read in between, and has caught up with the log.
             if ahead is not None:
-                ahead.payloads.extend(payloads)
-                self._ahead = Ahead(ahead.payloads, end, words[HEAD])
-                self._log.slot.sequence[0] = end.sequence
+                self._ahead = end
                 return is_awaited
             self._position = None if self._log.keeps_all else before
             for commit in group:
@@ -205,6 +201,8 @@ class Handle(OpenTable):
     @contextlib.contextmanager
     def _lock_held(self, timeout_s: float | None) -> Iterator[None]:
         self._settle_for_write(timeout_s)  # After a fork the lock is another one.
+        if self._words[HEAD] - self._applied > _FAR_BYTES:
+            self.freshen()  # Better here than where others wait for it.
         try:
             with held(self._log.lock, timeout_s):
                 yield

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from microdb import collecting, forks, notes, snapshot
 from microdb.errors import ClosedError, CorruptError
@@ -33,39 +33,24 @@ from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
 
-__all__ = ["CLOSED", "DETACHED", "IS_CLOSED", "NEVER", "Ahead", "OpenTable", "records_of"]
+__all__ = ["CLOSED", "DETACHED", "IS_CLOSED", "NEVER", "OpenTable", "records_of"]
 
 NEVER: Final = -1
 CLOSED: Final = -1
 DETACHED: Final = 0
 IS_CLOSED: Final = "this handle is closed; open another one"
 
-_AHEAD_BYTES_MAX: Final = 256 << 10
-"""How much of the log may be read and not applied."""
 _MANY: Final = 1_000
 """Payloads; of fewer the garbage collector has not much to do."""
 _CLOSED_WORDS: Final = memoryview(bytes(HEADER_BYTES)).cast("Q")
-
-
-class Ahead(NamedTuple):
-    """What follows the table in the log, read and not applied: while others wait for a writer, it does no more.
-
-    Attributes:
-        payloads: All between the table and `end`; after an interrupt perhaps more behind.
-        end: The position to which it goes.
-        head: The published head there.
-    """
-
-    payloads: list[Payload]
-    end: Position
-    head: int
 
 
 class OpenTable:
     """The table of one handle, and the log that it follows.
 
     Its state, under `_table_lock`: `_records` reflect the log up to `_position`, whose head is `_applied`. Without a
-    position the table is to be loaded anew. `_ahead` goes on from there.
+    position the table is to be loaded anew. A writer does not wait for a fresh table: then `_ahead` is the end of
+    the log, behind which it wrote last, and what is between the two is left to the next read.
     """
 
     def __init__(
@@ -85,7 +70,7 @@ class OpenTable:
         self._table_lock = threading.RLock()
         self._records: Records = {}
         self._position: Position | None = None
-        self._ahead: Ahead | None = None
+        self._ahead: Position | None = None
         self._applied = self._head = NEVER
         self._words = _CLOSED_WORDS
         self._pid = DETACHED
@@ -233,7 +218,7 @@ class OpenTable:
                 self._load_anew()
                 continue
             try:
-                payloads, end = self._read(position, head)
+                payloads, end = self._log.read(position, head)
             except GoneError:
                 self._load_anew()
                 continue
@@ -253,37 +238,17 @@ class OpenTable:
             raise AssertionError("whoever has caught up has a position")
         return self._position
 
-    def _read(self, after: Position, head: int) -> tuple[Sequence[Payload], Position]:
-        """What follows a position of the table up to a published head."""
-        ahead = self._ahead
-        if ahead is None:
-            return self._log.read(after, head)
-        known = ahead.payloads[: ahead.end.sequence - after.sequence]
-        if ahead.head == head:
-            return known, ahead.end
-        more, end = self._log.read(ahead.end, head)
-        return [*known, *more], end
-
     def _look_ahead(self) -> bool:
-        """Read what others have published and leave it for later; False if it cannot be. Under the table lock.
+        """Find the end of the log without reading what leads there; False if it takes that. Under both locks.
 
         If a signal handler has left the table or what is ahead of it meanwhile, nothing is noted: look again.
         """
         head, position, ahead = self._words[HEAD], self._position, self._ahead
-        # Behind a save it is far too much. And a table in memory could not be built anew from its log.
-        if position is None or head - self._applied > _AHEAD_BYTES_MAX or not self._log.keeps_all:
+        end = self._log.end_at(head) if position is not None else None
+        if end is None:
             return False
-        try:
-            payloads, end = self._read(position, head)
-        except GoneError:
-            return False
-        except CorruptError:
-            if self._position is position and self._ahead is ahead:
-                raise
-            return True
         if self._position is position and self._ahead is ahead:
-            self._ahead = Ahead(list(payloads), end, head)
-            self._log.slot.sequence[0] = end.sequence
+            self._ahead = end
         return True
 
     def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:
@@ -297,15 +262,21 @@ class OpenTable:
         self._position = None if self._log.keeps_all else after
         if end.generation != after.generation:
             payloads = [payload for payload in payloads if not is_carried(payload)]
-        with collecting.paused() if len(payloads) > _MANY else contextlib.nullcontext():
-            for changes in changes_in(payloads, self._keys, self._log.name):
-                apply(changes, records)
+        if len(payloads) > _MANY:
+            with collecting.paused():
+                self._carry_out(payloads, records)
+        else:
+            self._carry_out(payloads, records)
         if self._records is not records:
             return False
         self._position, self._applied = end, head
         self._log.slot.sequence[0] = end.sequence
         self._reflect()
         return True
+
+    def _carry_out(self, payloads: Sequence[Payload], records: Records) -> None:
+        for changes in changes_in(payloads, self._keys, self._log.name):
+            apply(changes, records)
 
     def _reflect(self) -> None:
         """Let reads go to the table as it is now."""

@@ -30,8 +30,8 @@ class Stats(NamedTuple):
         torn_tails: How many unfinished tails recovery has cut.
         head: How far the log goes, in one number that moves with each change: ``generation << 36 | log_bytes``.
         positions: The sequence up to which each process has read the log, by its pid: of those in `pids` that can
-            write. Who neither reads nor writes falls behind; of several handles in a process the furthest behind
-            counts. Some 200 handles are told of at most.
+            write. Who does not read falls behind, even if it writes; of several handles in a process the furthest
+            behind counts. Some 200 handles are told of at most.
         lock_waits: How often a process found another one writing and had to wait for it.
         conflicts: How many `MicroDB.upsert` found another record than they expected.
         last_save_s: How long the last save took, in seconds; None before the first.

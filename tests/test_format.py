@@ -132,7 +132,7 @@ def words_of_the_page():
 
 def test_the_words_of_the_page_are_what_its_table_says():
     public = ["HEAD", "DIRTY", "POISONED", "OWNER", "DURABLE", "EXPIRING", "REPAIRS", "TORN", "SAVES", "WAITING"]
-    public += ["LOCK_WAITS", "CONFLICTS", "SAVE_US"]
+    public += ["LOCK_WAITS", "CONFLICTS", "SAVE_US", "LAST"]
     names = [*public, "_INODE", "_SEALED", "_SEAL"]
     constants = {name.lower().strip("_"): range(getattr(header, name), getattr(header, name) + 1) for name in names}
     constants |= {"magic": range(1), "version": range(1, 2), "boot": range(header._BOOT, header._BOOT + 2)}

@@ -7,11 +7,11 @@ import pytest
 
 import microdb
 from children import forked
-from faulty import Faulty, Meanwhile, in_thread, once, only, wait_until
+from faulty import Faulty, Meanwhile, in_thread, once, only, save_that_waits, wait_until
 from microdb import handle, open_table
 from microdb.files import OS
 from microdb.locks import is_alone
-from microdb.wal.header import HEAD
+from microdb.wal.header import HEAD, LAST
 from microdb.wal.log import GoneError
 from walfiles import append_payload, overwrite
 
@@ -194,29 +194,86 @@ def test_who_writes_behind_others_leaves_what_they_wrote_for_its_next_read(behin
     assert depths == [0, 0]  # The second is that of the other handle.
 
 
-@pytest.mark.parametrize(("limit", "depth"), [("_AHEAD_BYTES_MAX", 1), ("_FAR_BYTES", 0)])
-def test_who_is_far_behind_catches_up_and_better_so_before_others_have_to_wait_for_it(
-    behind, monkeypatch, limit, depth
-):
+@pytest.mark.parametrize(("nearer", "depth"), [(0, 1), (1, 0)])
+def test_who_takes_the_lock_far_behind_catches_up_before_others_have_to_wait_for_it(behind, monkeypatch, nearer, depth):
     mdb, other, depths = behind
-    monkeypatch.setattr(open_table if depth else handle, limit, mdb._words[HEAD] - mdb._applied)
-    mdb.upsert({"id": "d"})
-    assert depths == []
-    assert other["d",] == {"id": "d"}
-    depths.clear()
-    other.upsert({"id": "e"})
-    mdb.upsert({"id": "f"})
+    monkeypatch.setattr(handle, "_FAR_BYTES", mdb._words[HEAD] - mdb._applied - nearer)
+    with mdb.lock():
+        assert mdb["c",] == {"id": "c"}
+        mdb.upsert({"id": "d"})
     assert depths == [depth]
     assert list(mdb) == list(other)
 
 
-def test_who_writes_behind_a_save_catches_up(behind):
+def test_who_only_writes_never_reads_what_others_write(behind, wal):
     mdb, other, depths = behind
-    mdb.upsert({"id": "d"})
-    other.save()
-    mdb.upsert({"id": "e"})
+    for number in range(100):
+        other.upsert({"id": "e", "n": number})
+        mdb.upsert({"id": "f", "n": number})
+    assert depths == []
+    assert mdb["e",]["n"] == other["f",]["n"] == 99
     assert list(mdb.all()) == list(other.all())
-    assert depths[0] == 0
+    mdb.close()
+    other.close()
+    assert len(wal.frames()) == 203
+
+
+@pytest.mark.parametrize("hint", ["none", "beyond the head", "within the last frame", "at the frame before"])
+def test_a_wrong_hint_where_the_last_frame_begins_does_no_harm(behind, hint):
+    mdb, other, _ = behind
+    head, last = mdb._words[HEAD], mdb._words[LAST]
+    mdb._words[LAST] = {
+        "none": 0,
+        "beyond the head": head % (1 << 36) + 5,
+        "within the last frame": last + 1,
+        "at the frame before": last - 30,
+    }[hint]
+    mdb.upsert({"id": "d"})
+    mdb.upsert({"id": "e"})
+    assert list(mdb) == list(other) == [("a",), ("b",), ("c",), ("d",), ("e",)]
+
+
+def test_who_writes_behind_a_very_long_batch_catches_up(behind):
+    mdb, other, depths = behind
+    other.upsert({"id": "d", "text": "x" * (1 << 20)})
+    mdb.upsert({"id": "e"})
+    assert depths == [1]
+    assert list(mdb) == list(other)
+
+
+@pytest.mark.parametrize("writes_meanwhile", [False, True])
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_who_writes_behind_a_save_leaves_what_was_before_it_for_later(open_db, wal, writes_meanwhile, is_kept):
+    faulty = Faulty()
+    mdb, other = open_db(), open_db(files=faulty)
+    other.upsert(A)
+    assert ("a",) in mdb
+    other.upsert(B)
+    with save_that_waits(other, faulty):
+        if writes_meanwhile:
+            other.upsert({"id": "c"})  # The new log begins with it.
+            mdb.delete(("a",))
+            other.upsert({"id": "d"})
+    if not is_kept:
+        for path in wal.folder.glob("*.history"):
+            path.unlink()
+    mdb._load_anew = lambda: pytest.fail("the old log is still open")
+    mdb.upsert({"id": "e"})
+    mdb.upsert({"id": "f"})
+    assert mdb._position.generation == 1
+    assert list(mdb.all()) == list(other.all())
+    assert mdb._position.generation == 2
+    assert mdb._log.generations.before is None, "the old log can go"
+
+
+def test_who_writes_behind_two_saves_reads_what_was_before_them_if_it_is_kept(open_db, wal):
+    mdb, other = open_db(), open_db()
+    for name in "ab":
+        other.upsert({"id": name})
+        other.save()
+        mdb.upsert({"id": name.upper()})
+    assert mdb._position.generation == 1
+    assert list(mdb) == list(other) == [("a",), ("A",), ("b",), ("B",)]
 
 
 def test_a_transaction_begins_with_what_others_wrote(behind):
@@ -230,11 +287,11 @@ def test_a_transaction_begins_with_what_others_wrote(behind):
 def test_an_interrupt_behind_a_write_that_left_others_for_later_makes_nothing_double(behind, monkeypatch):
     mdb, other, _ = behind
     other.delete(("a",))
-    ahead = handle.Ahead
-    monkeypatch.setattr(handle, "Ahead", interrupt)
+    append = mdb._log.append
+    monkeypatch.setattr(mdb._log, "append", lambda *args, **how: (append(*args, **how), interrupt()))
     with pytest.raises(KeyboardInterrupt):
         mdb.upsert(A)
-    monkeypatch.setattr(handle, "Ahead", ahead)
+    monkeypatch.undo()
     other.delete(("a",))
     mdb.upsert({"id": "d"})
     assert list(mdb) == list(other) == [("b",), ("c",), ("d",)]
@@ -299,42 +356,36 @@ def test_a_child_of_a_fork_goes_on_from_what_its_parent_has_left_for_later(behin
     assert forked(lambda: list(mdb) == list(other) or pytest.fail("differs")) == 0
 
 
-@pytest.mark.parametrize("amid", ["before_it_reads", "before_it_notes"])
+@pytest.mark.parametrize("finds", [False, True])
 @pytest.mark.parametrize("reads", [False, True])
-@pytest.mark.parametrize("is_misled", [False, True])
-def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(
-    open_db, monkeypatch, amid, reads, is_misled
-):
+def test_a_signal_handler_may_read_and_write_amid_the_look_ahead_of_a_writer(open_db, monkeypatch, finds, reads):
     mdb, other = one_behind(open_db)
-    read = mdb._read
+    end_at = mdb._log.end_at
 
-    def interrupted(*args):
-        monkeypatch.setattr(mdb, "_read", read)
-        found = None if amid == "before_it_reads" else read(*args)
+    def interrupted(head):
+        monkeypatch.setattr(mdb._log, "end_at", end_at)
+        found = end_at(head) if finds else None
         if reads:
             assert ("b",) in mdb
         mdb.upsert({"id": "handler"})
-        if is_misled:
-            raise microdb.CorruptError("a.log", "what the handler wrote is taken for damage")
-        return found or read(*args)
+        return found
 
-    monkeypatch.setattr(mdb, "_read", interrupted)
+    monkeypatch.setattr(mdb._log, "end_at", interrupted)
     mdb.upsert({"id": "c"})
-    assert (mdb._ahead is None) == reads, "what the handler has applied is not ahead of the table"
+    assert (mdb._ahead is None) == (reads or not finds), "what the handler has applied is not ahead of the table"
     for name in "de":
         mdb.upsert({"id": name})
     assert [key for (key,) in mdb] == [key for (key,) in other] == ["a", "b", "handler", "c", "d", "e"]
 
 
-def test_a_writer_that_looks_ahead_into_a_log_that_is_gone_builds_its_table_anew(open_db, monkeypatch):
+def test_a_writer_behind_a_log_that_is_gone_builds_its_table_anew(open_db, monkeypatch):
     mdb, other = one_behind(open_db)
-    read = mdb._read
 
     def gone(*_):
-        monkeypatch.setattr(mdb, "_read", read)
+        monkeypatch.undo()
         raise GoneError(1)
 
-    monkeypatch.setattr(mdb, "_read", gone)
+    monkeypatch.setattr(mdb._log.generations, "get", gone)
     mdb.upsert({"id": "c"})
     assert list(mdb) == list(other) == [("a",), ("b",), ("c",)]
 

@@ -28,6 +28,7 @@ from microdb.wal.reader import (
     Run,
     find_frame,
     later_frames,
+    only_frame,
     read_frames,
     read_header,
 )
@@ -493,3 +494,36 @@ def test_a_sound_log_never_exhausts_the_search():
 def test_what_looks_like_a_frame_and_does_not_fit_costs_nothing():
     data = bytes(MIB // 2) + crowded(MIB // 2, MIB * 3 // 4)
     assert later_frames(data, START) == []
+
+
+# A frame alone.
+
+
+@pytest.mark.parametrize("payload", [b"x", b"x" * 100, b"x" * 5_000])
+def test_a_frame_alone_tells_its_sequence_and_its_crc(payload):
+    seed = CRC.pack(START.crc)
+    (data,), (_, end) = frames(payload)
+    assert only_frame(seed + data) == (end.sequence, end.crc)
+    assert read_frames(data, START) == Run([payload], end, None)
+    two = b"".join(frames(payload, payload)[0])
+    for wrong in (seed + two, seed + data + b"\0", *(seed + data[:size] for size in (0, 5, 16, len(data) - 1))):
+        assert only_frame(wrong) is None
+    assert only_frame(b"") is None
+    for at in range(0, 8 * (len(seed) + len(data)), 7):
+        flipped = bytearray(seed + data)
+        flipped[at // 8] ^= 1 << at % 8
+        assert only_frame(bytes(flipped)) is None, f"bit {at}"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [frame(b""), frame(b"x", flags=2), frame(b"x", sequence=2), frame(b"x", seed=START.crc + 1)],
+    ids=["empty", "unknown flag", "another sequence", "behind another"],
+)
+def test_a_frame_alone_that_is_none_is_not_read(data):
+    assert read_frames(data, START)[:2] == ([], START)
+
+
+def test_a_frame_alone_behind_the_last_one_that_is_wanted_is_not_read():
+    (data,), _ = frames(b"x")
+    assert read_frames(data, START, last=START.sequence) == Run([], START, None)

@@ -667,6 +667,7 @@ def test_who_follows_a_save_is_not_misled_by_a_record_that_holds_a_copy_of_a_log
     mdb.upsert(A)
     with save_that_waits(mdb, faulty):
         other.upsert(B)
+        assert ("a",) in other
     copy = (path.parent / "mdb.json.wal" / "0000000001.history").read_bytes()
     mdb.upsert({"id": "copy", "log": copy})
     monkeypatch.setattr(log_file, "_SEARCH_BYTES", (len(copy),))

@@ -46,6 +46,8 @@ __all__ = [
 
 _ARRAY: Final = struct.Struct(">BI")
 _ITEMS_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - _ARRAY.size
+_FEW: Final = 3
+"""Payloads that are not worth it to be unpacked at once."""
 _TOGETHER: Final = 4_096
 _TOGETHER_BYTES: Final = 8 << 20
 """How many payloads to unpack at once, if that is not more than so many bytes."""
@@ -263,6 +265,10 @@ def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[lis
     Raises:
         CodecError: On the way, at one that is no payload.
     """
+    if len(payloads) <= _FEW:
+        for payload in payloads:
+            yield decode(payload, keys)
+        return
     begin = 0
     while begin < len(payloads):
         some = payloads[begin : begin + _TOGETHER]

@@ -29,6 +29,7 @@ from microdb.wal.bell import ring
 from microdb.wal.codec import is_carried
 from microdb.wal.format import (
     DURABLE_BEFORE,
+    FRAME_BYTES_MIN,
     HASH_BYTES,
     NO_SNAPSHOT,
     OFFSET_MAX,
@@ -37,9 +38,9 @@ from microdb.wal.format import (
     head_of,
     split_head,
 )
-from microdb.wal.header import DIRTY, DURABLE, EXPIRING, HEAD, POISONED, REPAIRS, SAVES, WAITING
+from microdb.wal.header import DIRTY, DURABLE, EXPIRING, HEAD, LAST, POISONED, REPAIRS, SAVES, WAITING
 from microdb.wal.log import GoneError, Start
-from microdb.wal.log_file import LogFile, frames_to, open_log, overlay_of, snapshot_hash
+from microdb.wal.log_file import LogFile, end_from, frames_to, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
 from microdb.wal.reader import read_frames
 from microdb.wal.writer import write_frames
@@ -161,6 +162,17 @@ class FileLog(OpenFiles):
         """The batches from a position to a published head, across the saves that came in between."""
         return self.generations.read(after, head, ends)
 
+    def end_at(self, head: int) -> Position | None:
+        """The position at the published head, from the last frames alone; None if they do not tell.
+
+        The page says where to begin. That is believed only if there are whole frames from there to the head.
+        """
+        generation, offset = split_head(head)
+        try:
+            return end_from(self.generations.get(generation), self.words[LAST], offset)
+        except GoneError:
+            return None
+
     def keep_history(self) -> None:
         """It always does: see `Generations`."""
 
@@ -243,6 +255,7 @@ class FileLog(OpenFiles):
         try:
             words[DIRTY] = self._pid
             file.write_at(data, offset)
+            words[LAST] = end.offset - FRAME_BYTES_MIN - len(payloads[-1])
             if sync:
                 self.sync_file(log)
             if self.lock is not lock:

@@ -26,10 +26,12 @@ class Generations:
 
     Attributes:
         last: The log that was used last, kept open; None after a fork.
+        before: The one that was used before it: whoever writes behind a save has not yet read what came before that.
     """
 
     def __init__(self, paths: Paths, keys: PartitionKeys, files: Files, *, read_only: bool, history_bytes: int) -> None:
         self.last: LogFile | None = None
+        self.before: LogFile | None = None
         self._paths = paths
         self._keys = keys
         self._files = files
@@ -53,11 +55,17 @@ class Generations:
         raise GoneError(generation)
 
     def get(self, generation: int) -> LogFile:
-        """As `open`, without opening it again if it was the last one."""
-        last = self.last
+        """As `open`, without opening it again if it is one of the last two."""
+        last, before = self.last, self.before
         if last is None or last.header.generation != generation:
-            self.last = last = self.open(generation)
+            found = before if before is not None and before.header.generation == generation else self.open(generation)
+            self.last, self.before = found, last
+            return found
         return last
+
+    def drop(self) -> None:
+        """Keep none open."""
+        self.last = self.before = None
 
     def check_keys(self, log: LogFile) -> None:
         """Raises StorageError if the log is keyed by other fields."""
@@ -76,6 +84,9 @@ class Generations:
         `ends`, if given, gets the position behind each of them.
         """
         generation, offset = split_head(head)
+        log = self.last
+        if ends is None and log is not None and after.generation == generation == log.header.generation:
+            return frames_to(log, after, offset)  # As below, for a part of the price.
         payloads: list[Payload] = []
         is_searched = after.generation < generation
         while after.generation < generation:
@@ -99,6 +110,7 @@ class Generations:
             # The place may be within a record that holds a copy of a log: count from the beginning.
             after = frames_until(log, log.header.start, after.sequence).end
             more, end = frames_to(log, after, offset)
+        self.before = None
         if ends is not None:
             ends += ends_in(log, after, more, end)
         return [*payloads, *more] if payloads else more, end

@@ -25,8 +25,9 @@ because a process that touches a mapped page without a block behind it is killed
     32     lock_waits: how often a process had to wait for the write lock
     33     conflicts: upserts that found another record than they expected
     34     save_us: duration of the last save in µs; 0 before the first
+    35     last: where the last frame of the current log begins, 0 before the first write to it; only a hint
     64-511 slots of two words, one for each open handle that can write: its pid, or 0 where the slot is free; and the
-           sequence up to which it knows the log
+           sequence up to which it has read the log
 
 The page is never fsynced: after a power cut it may be any mixture, word by word, of all that it ever was. The seal
 tells whether the few words that recovery then asks belong together.
@@ -50,6 +51,7 @@ __all__ = [
     "EXPIRING",
     "HEAD",
     "HEADER_BYTES",
+    "LAST",
     "LOCK_WAITS",
     "OWNER",
     "POISONED",
@@ -96,6 +98,7 @@ WAITING: Final = 27
 LOCK_WAITS: Final = 32
 CONFLICTS: Final = 33
 SAVE_US: Final = 34
+LAST: Final = 35
 _SLOTS: Final = range(64, HEADER_BYTES // 8, 2)
 
 
@@ -166,6 +169,7 @@ def count(words: Words, word: int) -> None:
 def publish(words: Words, generation: int, offset: int, salt: bytes) -> None:
     """Make another log the current one: with one store of the head, to which its salt then belongs."""
     (words[_SALT + generation % 2],) = struct.unpack("=Q", salt)
+    words[LAST] = 0
     words[HEAD] = head_of(generation, offset)
 
 
@@ -233,7 +237,7 @@ class Slot:
 
 
 def positions(words: Words, pids: Collection[int]) -> dict[int, int]:
-    """The sequence up to which each of these processes knows the log; of several handles the lowest."""
+    """The sequence up to which each of these processes has read the log; of several handles the lowest."""
     found: dict[int, int] = {}
     for slot in _SLOTS:
         pid, sequence = words[slot], words[slot + 1]

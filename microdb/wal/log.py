@@ -88,6 +88,13 @@ class Log(Protocol):
         """
         ...
 
+    def end_at(self, head: int) -> Position | None:
+        """The position at the published head, without reading what leads there; None if it takes that.
+
+        Under the lock.
+        """
+        ...
+
     def keep_history(self) -> None:
         """Keep what is appended from now on for those who read it later than the next append."""
         ...

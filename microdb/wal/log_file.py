@@ -25,13 +25,23 @@ from microdb.wal.format import (
     Position,
 )
 from microdb.wal.log import GoneError
-from microdb.wal.reader import HeaderError, NewerVersionError, Run, ends_of, find_frame, read_frames, read_header
+from microdb.wal.reader import (
+    HeaderError,
+    NewerVersionError,
+    Run,
+    ends_of,
+    find_frame,
+    only_frame,
+    read_frames,
+    read_header,
+)
 from microdb.wal.writer import log_header, write_frames
 
 __all__ = [
     "LogFile",
     "changes_in",
     "create_log",
+    "end_from",
     "ends_in",
     "frames_to",
     "frames_until",
@@ -41,7 +51,10 @@ __all__ = [
     "snapshot_hash",
 ]
 
+_new: Final = tuple.__new__
 _SEARCH_BYTES: Final = (1 << 20, 1 << 24)
+_LOOK_BYTES_MAX: Final = 1 << 20
+"""How much is read only to know where it ends."""
 
 _HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
 
@@ -130,6 +143,23 @@ def place_of(log: LogFile, sequence: int) -> Position:
         if found is not None:
             return Position(start.generation, at + found[0], sequence, found[1])
     return frames_until(log, start, sequence).end
+
+
+def end_from(log: LogFile, begin: int, offset: int) -> Position | None:
+    """The position at a published offset, from nothing but the frames from `begin` on; None if they do not tell.
+
+    Each is checked as ever. Only that the first one is the one that belongs there, is not.
+    """
+    file, header = log
+    begin = max(header.end, begin)
+    if not 0 <= offset - begin <= _LOOK_BYTES_MAX:
+        return None
+    data = file.read_at(begin - CRC_BYTES, CRC_BYTES + offset - begin)
+    found = only_frame(data)
+    if found is not None:
+        return _new(Position, (header.generation, offset, *found))
+    end = read_frames(data[CRC_BYTES:], header.start).end if begin == header.end else None
+    return end if end is not None and end.offset == offset else None
 
 
 def frames_to(log: LogFile, after: Position, offset: int) -> tuple[list[Payload], Position]:

@@ -73,6 +73,10 @@ class MemoryLog:
         ends += [Position(0, sequence, sequence, 0) for sequence in range(after.sequence + 1, end + 1)]
         return payloads[after.sequence - base : end - base], Position(0, end, end, 0)
 
+    def end_at(self, head: int) -> None:
+        """None: who reads a table in memory has always caught up, for there is nothing to load it from again."""
+        del head
+
     def keep_history(self) -> None:
         """From now on what is appended is kept, up to `HISTORY_BYTES`."""
         if self._history is None:

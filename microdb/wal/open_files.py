@@ -192,8 +192,8 @@ class OpenFiles:
 
         A thread that the fork left behind may still refer to them, so they are closed, not dropped.
         """
-        last = self.generations.last
-        for file in (self._lock_file, self.header_file, last and last.file):
+        last, before = self.generations.last, self.generations.before
+        for file in (self._lock_file, self.header_file, last and last.file, before and before.file):
             if file is not None:
                 file.close()
         self.slot.free()
@@ -202,7 +202,7 @@ class OpenFiles:
     def _drop(self) -> None:
         self.header_file = None
         self._lock_file = None
-        self.generations.last = None
+        self.generations.drop()
         self.lock = WriteLock()
 
     def close(self) -> None:

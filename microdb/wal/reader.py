@@ -41,10 +41,12 @@ __all__ = [
     "ends_of",
     "find_frame",
     "later_frames",
+    "only_frame",
     "read_frames",
     "read_header",
 ]
 
+_new: Final = tuple.__new__
 _SMALL_BYTES: Final = 4_096
 _CRC_AND_NEXT: Final = struct.Struct("<IIBQ")
 """The crc of one frame, and the header of the one behind it."""
@@ -132,15 +134,21 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
     Stops behind the frame with the sequence `last`, if one is given. Costs one pass over the bytes; large payloads are
     views of `data`.
     """
-    view = memoryview(data)
     size = len(data)
-    at, sequence, crc = 0, after.sequence, after.crc
+    generation, offset, sequence, crc = after
+    if size <= _SMALL_BYTES and last is None:
+        found = _only_frame(data, 0, crc)  # What most reads meet, for a part of the price.
+        if found is not None and found[0] == sequence + 1:
+            end = _new(Position, (generation, offset + size, *found))
+            return _new(Run, ([data[FRAME.size : -CRC_BYTES]], end, None))
+    at = 0
     payloads: list[Payload] = []
     reason = None
     while True:
         at, (sequence, crc) = _take_small(data, at, (sequence, crc), last, payloads)
         if at == size or sequence == last:
             break
+        view = memoryview(data)
         reason = _flaw(view, at, sequence + 1, crc)
         if reason is not None:
             break
@@ -150,7 +158,28 @@ def read_frames(data: bytes, after: Position, *, last: int | None = None) -> Run
         (crc,) = CRC.unpack_from(view, end)
         sequence += 1
         at = end + CRC_BYTES
-    return Run(payloads, Position(after.generation, after.offset + at, sequence, crc), reason)
+    # As `Run(…)` and `Position(…)`, in half the time.
+    return _new(Run, (payloads, _new(Position, (generation, offset + at, sequence, crc)), reason))
+
+
+def only_frame(data: bytes) -> tuple[int, int] | None:
+    """Sequence and crc of the one frame that `data` holds behind the crc of the frame before; None if it is no such."""
+    return _only_frame(data, CRC_BYTES, CRC.unpack_from(data)[0]) if len(data) > CRC_BYTES else None
+
+
+def _only_frame(data: bytes, at: int, seed: int) -> tuple[int, int] | None:
+    """Sequence and crc of the frame behind a crc, if it is all that is left of `data`; else None.
+
+    The rules are those of `_flaw`, but for the sequence: whether that is right the caller must know.
+    """
+    end = len(data) - CRC_BYTES
+    if end - at < FRAME.size:
+        return None
+    length, flags, sequence = FRAME.unpack_from(data, at)
+    if length != end - at - FRAME.size or not length or flags & ~FLAGS_KNOWN:
+        return None
+    (crc,) = CRC.unpack_from(data, end)
+    return (sequence, crc) if crc32(data[at:end], seed) == crc else None
 
 
 def ends_of(data: bytes, after: Position, payloads: Sequence[Payload]) -> list[Position]:

@@ -269,11 +269,18 @@ MUTANTS = [
         "tests/test_processes.py",
     ),
     Mutant(
-        "what a writer has left for later is forgotten",
-        "open_table.py",
-        "        return [*known, *more], end\n",
-        "        return more, end\n",
+        "what a writer has left for later is passed over",
+        "handle.py",
+        "                self._ahead = end\n",
+        "                self._ahead = self._position = end\n",
         "tests/test_handle.py",
+    ),
+    Mutant(
+        "the crc of the last frame is not looked at by who writes behind it",
+        "wal/reader.py",
+        "return (sequence, crc) if crc32(data[at:end], seed) == crc else None",
+        "return (sequence, crc)",
+        "tests/test_reader.py",
     ),
     Mutant(
         "a claim does not look at the lease of another",
