@@ -74,11 +74,12 @@ class PartitionKeys:
     def all_plain(self, records: Sequence[Mapping[str, Any]]) -> list[Key] | None:
         """What `checked` gives of each record, at a fraction of its price; None if any needs a closer look."""
         try:
-            found = map(self._several, records)
-            keys = list(found if self._single is None else zip(found, strict=True))
+            found = list(map(self._several, records))
         except KeyError:
             return None
-        return keys if _PLAIN.issuperset(map(type, chain.from_iterable(keys))) else None
+        if self._single is None:
+            return found if _PLAIN.issuperset(map(type, chain.from_iterable(found))) else None
+        return list(zip(found, strict=True)) if _PLAIN.issuperset(map(type, found)) else None
 
     def checked(self, record: Mapping[str, Any]) -> Key:
         """The key of a record that is to be stored.

@@ -34,6 +34,28 @@ def test_opening_leaves_it_as_before(open_db, was_enabled):
     assert gc.isenabled() == was_enabled
 
 
+def test_what_was_made_within_is_not_looked_at_when_it_ends():
+    kept = []
+    with collecting.paused():
+        kept += [[] for _ in range(100_000)]
+    young = gc.get_stats()[0]
+    kept += [[] for _ in range(10)]
+    assert gc.get_count()[0] < gc.get_threshold()[0]
+    assert (gc.get_stats()[0]["collections"], len(kept)) == (young["collections"], 100_010)
+
+
+def test_what_the_program_has_frozen_stays_so():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with collecting.paused():
+            kept = [[] for _ in range(1_000)]
+        assert gc.get_freeze_count() == frozen
+        assert len(kept) == 1_000
+    finally:
+        gc.unfreeze()
+
+
 def forked_with_collector():
     """Whether a child that is forked now may collect."""
     pid = os.fork()
