@@ -5,9 +5,10 @@ Measured, lock and unlock together: a bare flock 0.4 µs, the methods of portalo
 `portalocker.Lock` is not safe over a fork. The lock on saves is in `save_lock`: never both libraries on one file.
 
 A blocking flock is fair among processes (616 to 777 turns each of four); polling for ever starves (1 to 1,082). But
-whoever unlocks wakes all that block, for a turn of microseconds that one of them gets. Two processes that wrote came to
-0.37 of what one does, and come to 0.7 since each looks a few times in the first 1.5 ms, and only then blocks. With a
-time-out the looks go on, with a pause that grows.
+whoever unlocks wakes all that block, for a turn of microseconds that one of them gets: two processes that wrote came to
+0.37 of what one does. So each looks again after 0.1 ms, for a lock that was taken by chance, and after 3 ms more, in
+which one or two others write without meeting anybody; and only then it blocks. With a time-out the looks go on, with a
+pause that grows.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ _EXCLUSIVE_NOW: Final = int(LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
 _SHARED: Final = int(LockFlags.SHARED)
 _UNLOCK: Final = int(LockFlags.UNBLOCK)
 
-_PAUSES_S: Final = (0.000_05, 0.000_1, 0.000_2, 0.000_4, 0.000_8)
+_PAUSES_S: Final = (0.000_1, 0.003)
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
 

@@ -31,7 +31,7 @@ def upserts_by_processes(plan: Plan) -> Iterator[Result]:
     data = synthetic(max(plan.processes) * _OWN)
     with Field.of(plan, data, _is_shared) as field, _crews(plan, field) as crews:
         measures = {
-            (name, count): _upserting(crew, count, plan.seconds)
+            (name, count): _upserting(crew, count, plan.seconds, field.stores[name])
             for name, crew in crews.items()
             for count in plan.processes
         }
@@ -94,9 +94,12 @@ def _crews(plan: Plan, field: Field, count: int | None = None) -> Iterator[dict[
         yield crews
 
 
-def _upserting(crew: Crew, count: int, seconds: float) -> Measure:
+def _upserting(crew: Crew, count: int, seconds: float, store: Store) -> Measure:
     def measure() -> float:
         begin, done = crew.call([(worker, "upserts", (worker, _OWN)) for worker in range(count)], seconds)
+        # Here, where nobody writes any more: a worker that reads would take time from the others.
+        if any(store.get((each.last["id"],)) != each.last for each in done):
+            raise AssertionError("the last upsert of a worker is not there")
         return throughput_cost(begin, done)
 
     return measure
