@@ -40,16 +40,16 @@ class Commit:
         next: The one behind it that is taken along, too: it is told when this one has been.
     """
 
-    __slots__ = ("_asleep", "changes", "done", "expires", "leader", "next", "payload")
+    # What most never set stands in the class: one is made for each write.
+    done = False
+    leader: "Commit | None" = None
+    next: "Commit | None" = None
+    _asleep: "threading.Lock | None" = None
 
     def __init__(self, payload: bytes, changes: Sequence[Change], *, expires: bool = False) -> None:
         self.payload = payload
         self.changes = changes
         self.expires = expires
-        self.done = False
-        self.leader: Commit | None = None
-        self.next: Commit | None = None
-        self._asleep: threading.Lock | None = None
 
     def is_done(self) -> bool:
         """Whether it is in the log."""

@@ -124,22 +124,24 @@ class Handle(OpenTable):
 
     def _append_locked(self, group: list[Commit]) -> bool:
         """Append what they hold, publish it, and do it to the table; whether somebody waits for the news."""
+        words, first = self._words, group[0]
         with self._table_lock:
-            table, ahead, words = self._position, self._ahead, self._words
-            if table is None or words[HEAD] != (self._applied if ahead is None else ahead.head):
+            table, ahead, head = self._position, self._ahead, words[HEAD]
+            if table is None or head != (self._applied if ahead is None else ahead.head):
                 table, ahead = self._place(), None  # Another thread, or a signal handler, was here in between.
+                head = words[HEAD]
         before = table if ahead is None else ahead
-        head = words[HEAD]
         try:
-            payloads, expires = [group[0].payload], group[0].expires
-            if len(group) > 1:
+            if len(group) == 1:
+                payloads, expires = [first.payload], first.expires
+            else:
                 payloads, expires = [one.payload for one in group], any(one.expires for one in group)
             if expires:  # Whoever sees the new head must see this, too.
                 words[EXPIRING] = before.generation + 1
             end = self._log.append(payloads, before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
-            group[0].done = words[HEAD] != head
+            first.done = words[HEAD] != head
         is_awaited = words[WAITING] >= head
         with self._table_lock:
             if self._position is not table:
@@ -147,11 +149,12 @@ class Handle(OpenTable):
             if ahead is not None:
                 self._ahead = end
                 return is_awaited
-            self._position = None if self._log.keeps_all else before
+            log, records = self._log, self._records
+            self._position = None if log.keeps_all else before
             for commit in group:
-                apply(commit.changes, self._records)
+                apply(commit.changes, records)
             self._position, self._applied = end, words[HEAD]
-            self._log.slot.sequence[0] = end.sequence
+            log.slot.sequence[0] = end.sequence
             if self._head == head and not expires:
                 self._head = self._applied  # As open as it was, for a part of the price.
             else:

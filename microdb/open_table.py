@@ -253,7 +253,7 @@ class OpenTable:
 
     def _apply(self, payloads: Sequence[Payload], after: Position, end: Position, head: int) -> bool:
         """Go on from a position to the end of some payloads; False if a signal handler has left it meanwhile."""
-        records = self._records
+        records, before = self._records, self._applied
         if self._position is not after:
             return False
         # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
@@ -271,7 +271,10 @@ class OpenTable:
             return False
         self._position, self._applied = end, head
         self._log.slot.sequence[0] = end.sequence
-        self._reflect()
+        if self._head == before and self._words[EXPIRING] <= end.generation:
+            self._head = self._applied  # As open as it was, for a part of the price.
+        else:
+            self._reflect()
         return True
 
     def _carry_out(self, payloads: Sequence[Payload], records: Records) -> None:

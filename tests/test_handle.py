@@ -523,8 +523,15 @@ def amid_the_changes(mdb, faulty, monkeypatch, send):
 
 
 def before_the_gate_opens(mdb, faulty, monkeypatch, send):
-    open_gate = mdb._open_gate
-    monkeypatch.setattr(mdb, "_open_gate", lambda: (send(), open_gate()))
+    slot, sequence = mdb._log.slot, mdb._log.slot.sequence
+
+    class Place:
+        def __setitem__(self, at, value):
+            monkeypatch.setattr(slot, "sequence", sequence)
+            sequence[at] = value
+            send()
+
+    monkeypatch.setattr(slot, "sequence", Place())
 
 
 PLACES = [before_reading, amid_the_changes, before_the_gate_opens]

@@ -62,12 +62,13 @@ def test_a_log_that_cannot_be_written_to_the_disk_is_not_left_behind(create, tmp
     assert os.listdir(tmp_path) == []
 
 
-def test_a_payload_that_holds_no_changes_is_damage_of_its_file_and_those_before_it_are_sound():
-    batches = changes_in([b"\x91\x91\x02", b"\xc0"], PartitionKeys(["id"]), "a.log")
-    assert next(batches) == [(None, None)]
+@pytest.mark.parametrize("before", [0, 1, 9])
+def test_a_payload_that_holds_no_changes_is_damage_of_its_file(before):
+    payloads = [b"\x91\x91\x02"] * before + [b"\xc0"]
     with pytest.raises(CorruptError, match="a frame whose crc is right holds no changes: not a batch") as caught:
-        next(batches)
+        list(changes_in(payloads, PartitionKeys(["id"]), "a.log"))
     assert caught.value.path == "a.log"
+    assert list(changes_in(payloads[:-1], PartitionKeys(["id"]), "a.log")) == [[(None, None)]] * before
 
 
 @pytest.mark.parametrize("begin", [0, 1])

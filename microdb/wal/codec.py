@@ -46,8 +46,6 @@ __all__ = [
 
 _ARRAY: Final = struct.Struct(">BI")
 _ITEMS_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - _ARRAY.size
-_FEW: Final = 3
-"""Payloads that are not worth it to be unpacked at once."""
 _TOGETHER: Final = 4_096
 _TOGETHER_BYTES: Final = 8 << 20
 """How many payloads to unpack at once, if that is not more than so many bytes."""
@@ -262,13 +260,11 @@ def decode(payload: Payload, keys: PartitionKeys) -> list[Change]:
 def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[list[Change]]:
     """The changes of many payloads, some thousand or some MiB at a time: a third of the price of `decode` of each.
 
+    Of three or fewer `decode` is quicker.
+
     Raises:
         CodecError: On the way, at one that is no payload.
     """
-    if len(payloads) <= _FEW:
-        for payload in payloads:
-            yield decode(payload, keys)
-        return
     begin = 0
     while begin < len(payloads):
         some = payloads[begin : begin + _TOGETHER]

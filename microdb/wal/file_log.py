@@ -245,13 +245,14 @@ class FileLog(OpenFiles):
             log = self._current(generation)
         file = log.file
         data, end = write_frames(payloads, after, flags=DURABLE_BEFORE if words[DURABLE] == offset else 0)
-        if words[HEAD] & OFFSET_MAX != offset:
+        before = words[HEAD]
+        if before & OFFSET_MAX != offset:
             raise AssertionError("whoever appends stands at the end of the log")
         if end.offset > OFFSET_MAX:
             raise StorageError(file.path, f"the log is full at {offset} bytes; save()", offset=offset)
         if file.size() != offset:
             self._mend_end(log, after)
-        head = words[HEAD] + len(data)
+        head = before + len(data)
         try:
             words[DIRTY] = self._pid
             file.write_at(data, offset)

@@ -1,7 +1,7 @@
 """One log file: how it is created, opened and named."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -11,7 +11,7 @@ from microdb.errors import CorruptError, StorageError, VersionError
 from microdb.files import File, Files
 from microdb.keys import PartitionKeys
 from microdb.table import Overlay
-from microdb.wal.codec import CodecError, decode_all
+from microdb.wal.codec import CodecError, decode, decode_all
 from microdb.wal.format import (
     BASE_BYTES,
     CRC_BYTES,
@@ -53,6 +53,8 @@ __all__ = [
 
 _new: Final = tuple.__new__
 _SEARCH_BYTES: Final = (1 << 20, 1 << 24)
+_FEW: Final = 3
+"""Payloads, of which it is not worth it to decode them together."""
 _LOOK_BYTES_MAX: Final = 1 << 20
 """How much is read only to know where it ends."""
 
@@ -178,16 +180,29 @@ def ends_in(log: LogFile, after: Position, payloads: Sequence[Payload], end: Pos
     return [*found, *[end] * bool(payloads)]
 
 
-def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:
+def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterable[list[Change]]:
     """The changes that payloads hold, in order, some thousand payloads at a time.
 
     Raises:
-        CorruptError: On the way, at one that nobody can have written. `path` is for its message.
+        CorruptError: At once or on the way, at one that nobody can have written. `path` is for its message.
     """
+    if len(payloads) > _FEW:
+        return _changes_in_many(payloads, keys, path)
+    try:
+        return [decode(payload, keys) for payload in payloads]
+    except CodecError as error:
+        raise _no_changes(path, error) from error
+
+
+def _changes_in_many(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:
     try:
         yield from decode_all(payloads, keys)
     except CodecError as error:
-        raise CorruptError(path, f"a frame whose crc is right holds no changes: {error}") from error
+        raise _no_changes(path, error) from error
+
+
+def _no_changes(path: str, error: CodecError) -> CorruptError:
+    return CorruptError(path, f"a frame whose crc is right holds no changes: {error}")
 
 
 def overlay_of(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Overlay:

@@ -22,6 +22,8 @@ from microdb.wal.format import (
 __all__ = ["log_header", "write_frames"]
 
 _new: Final = tuple.__new__
+_frame: Final = FRAME.pack
+_crc: Final = CRC.pack
 
 
 def log_header(
@@ -50,16 +52,18 @@ def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0
     generation, offset, sequence, crc = after
     if len(payloads) == 1:
         # As below, in two thirds of the time.
-        frame = FRAME.pack(len(payloads[0]), flags, sequence + 1) + payloads[0]
+        (payload,) = payloads
+        sequence += 1
+        frame = _frame(len(payload), flags, sequence) + payload
         crc = crc32(frame, crc)
-        data = frame + CRC.pack(crc)
-        return data, _new(Position, (generation, offset + len(data), sequence + 1, crc))
+        data = frame + _crc(crc)
+        return data, _new(Position, (generation, offset + len(data), sequence, crc))
     frames: list[bytes] = []
     for payload in payloads:
         sequence += 1
-        frame = FRAME.pack(len(payload), flags, sequence) + payload
+        frame = _frame(len(payload), flags, sequence) + payload
         crc = crc32(frame, crc)
-        frames += frame, CRC.pack(crc)
+        frames += frame, _crc(crc)
         flags = 0
     data = b"".join(frames)
     # As `Position(…)`, in half the time.
