@@ -722,6 +722,21 @@ def test_a_handle_that_is_closed_keeps_no_file_open(ten, open_db, read_only):
     assert open_below(ten.folder) == []
 
 
+def test_a_forked_child_keeps_no_log_open_from_before_a_save_behind_which_its_parent_wrote(open_db):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    other.save()
+    mdb.upsert(B)
+    file = mdb._log.generations.before.file  # As a thread might hold it that is reading from it.
+
+    def child():
+        assert mdb["a",] == A
+        assert file.fd < 0
+
+    assert forked(child) == 0
+    assert file.fd > 0
+
+
 def test_a_handle_that_is_closed_does_not_look_alive_though_a_thread_is_reading_from_its_page(ten, open_db):
     mdb = open_db()
     words = mdb._log.words

@@ -11,6 +11,7 @@ from faulty import Faulty, Meanwhile, in_thread, once, only, save_that_waits, wa
 from microdb import handle, open_table
 from microdb.files import OS
 from microdb.locks import is_alone
+from microdb.wal.codec import encode_upsert, join
 from microdb.wal.header import HEAD, LAST
 from microdb.wal.log import GoneError
 from walfiles import append_payload, overwrite
@@ -233,6 +234,19 @@ def test_a_wrong_hint_where_the_last_frame_begins_does_no_harm(behind, hint):
     assert list(mdb) == list(other) == [("a",), ("b",), ("c",), ("d",), ("e",)]
 
 
+def test_the_last_of_several_batches_that_were_written_together_tells_where_the_log_ends(behind):
+    mdb, other, depths = behind
+    payloads = [join([encode_upsert({"id": name})]) for name in "def"]
+    assert len(other) == 3
+    depths.clear()
+    with other.lock():
+        end = other._log.append(payloads, other._position, sync=False)
+    assert mdb._log.end_at(end.head) == end
+    mdb.upsert({"id": "g"})
+    assert depths == []
+    assert list(mdb) == list(other) == [(name,) for name in "abcdefg"]
+
+
 def test_who_writes_behind_a_very_long_batch_catches_up(behind):
     mdb, other, depths = behind
     other.upsert({"id": "d", "text": "x" * (1 << 20)})
@@ -390,8 +404,11 @@ def test_a_writer_behind_a_log_that_is_gone_builds_its_table_anew(open_db, monke
     assert list(mdb) == list(other) == [("a",), ("b",), ("c",)]
 
 
-def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
+@pytest.mark.parametrize("hint", ["right", "none"])
+def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal, hint):
     mdb, _ = one_behind(open_db)
+    if hint == "none":
+        mdb._words[LAST] = 0
     data = bytearray(wal.log().read_bytes())
     data[-6] ^= 1
     wal.log().write_bytes(data)
