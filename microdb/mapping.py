@@ -10,7 +10,7 @@ from microdb.errors import ConflictError, RecordError
 from microdb.expiry import when
 from microdb.handle import Handle
 from microdb.keys import Key
-from microdb.values import ABSENT, Absent, Expiring, Record, are_dicts, are_flat, equal, stored
+from microdb.values import ABSENT, Absent, Expiring, Nested, Record, are_dicts, equal, kept, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.header import CONFLICTS, HEAD, count
 
@@ -213,9 +213,12 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         at = None if ttl is None and expires_at is None else when(ttl, expires_at, self._clock())
         given = list(records)
         if at is None and self._transaction is None and are_dicts(given):
-            copies = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
-            keys = self._keys.all_plain(copies) if are_flat(copies) else None
-            if keys:
+            # First a copy: what another thread does to the records changes nothing.
+            copies = kept(list(map(dict.copy, given)))
+            keys = self._keys.all_plain(copies) if copies is not None else None
+            if copies is not None and keys:
+                if not are_dicts(copies):
+                    copies = [Nested(one.copy()) if type(one) is Nested else one for one in copies]
                 self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
                 return
         pairs = [self._upserting(record, at) for record in given]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from microdb import json_values
 from microdb.errors import CorruptError, GridError, RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import Record, checked
+from microdb.values import Record, checked, kept
 
 if TYPE_CHECKING:
     import msgspec
@@ -92,7 +92,8 @@ def decode(data: bytes, path: str) -> list[Record]:
         reason = f"{len(data)} bytes and no JSON in them; write [] for no records, or restore a copy"
         raise CorruptError(path, reason, offset=0)
     body = data.removeprefix(BOM)
-    if not _may_have_tags(body):
+    has_tags = _may_have_tags(body)
+    if not has_tags:
         with contextlib.suppress(ValueError):  # Of whatever is more than that, or less, the general way tells.
             return _flat_decoder().decode(body)
     try:
@@ -101,7 +102,8 @@ def decode(data: bytes, path: str) -> list[Record]:
         raise CorruptError(path, f"nested deeper than any record; {REMEDY}") from None
     except ValueError as error:
         return _from_literals(data, path, error)
-    return _from_json(found, path)
+    records = kept(found) if not has_tags and type(found) is list else None
+    return _from_json(found, path) if records is None else records
 
 
 def load(data: bytes, path: str, keys: PartitionKeys) -> dict[Key, Record]:

@@ -28,10 +28,11 @@ __all__ = [
     "Record",
     "Unknown",
     "are_dicts",
-    "are_flat",
     "check",
     "checked",
     "equal",
+    "is_sound",
+    "kept",
     "stored",
 ]
 
@@ -120,7 +121,11 @@ class Nested(dict[str, Any]):
 
     def copy(self) -> Record:
         """A plain dict that shares nothing mutable with this one."""
-        return {name: _copied(value) for name, value in self.items()}
+        found = dict(self)
+        for name, value in self.items():
+            if type(value) not in FLAT:
+                found[name] = _copied(value)
+        return found
 
 
 class Expiring(Nested):
@@ -143,16 +148,19 @@ class Expiring(Nested):
 def stored(record: Record) -> Record:
     """The private copy of a record that a table keeps.
 
-    Costs one pass over the values' types where all are immutable. Lone surrogates pass here: whoever encodes the record
-    meets them, and calls `checked` for the message.
+    Costs a pass or two over the values' types where they are immutable, or lists and dicts of such. Lone surrogates
+    pass here: whoever encodes the record meets them, and calls `checked` for the message.
 
     Raises:
         RecordError: It cannot be stored; the error names the path of the field.
     """
     if type(record) is dict:
         copy = record.copy()  # First: what another thread does to the record changes nothing.
-        if FLAT.issuperset(map(type, copy.values())) and STR.issuperset(map(type, copy)):
-            return copy
+        if STR.issuperset(map(type, copy)):
+            if FLAT.issuperset(map(type, copy.values())):
+                return copy
+            if is_sound(copy):
+                return Nested(Nested(copy).copy())
     return checked(record)
 
 
@@ -169,16 +177,48 @@ def are_dicts(records: Sequence[Any]) -> bool:
     return DICT.issuperset(map(type, records))
 
 
-def are_flat(records: Sequence[Any]) -> bool:
-    """Whether all are dicts whose names are str and whose values need no copy. Costs next to nothing a record.
+def kept(records: list[Any]) -> list[Record] | None:
+    """Records as a table keeps them, of dicts that are its own from now on; None if any of them needs a closer look.
 
-    A name that is no str passes if it equals one that a record before has; the encoder refuses it.
+    Costs next to nothing a record where all values are immutable, and little where they are lists and dicts of such.
+    A name that is no str passes if it equals one that a record before has; the encoder refuses it. Lone surrogates pass
+    as they do in `stored`.
     """
-    return (
-        are_dicts(records)
-        and FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, records))))
-        and STR.issuperset(map(type, set().union(*records)))  # Mostly they share their names: a third of the price.
-    )
+    # The names of all together: mostly they share them.
+    if not are_dicts(records) or not STR.issuperset(map(type, set().union(*records))):
+        return None
+    if FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, records)))):
+        return records
+    found: list[Record] = []
+    for record in records:
+        if FLAT.issuperset(map(type, record.values())):
+            found.append(record)
+        elif is_sound(record):
+            found.append(Nested(record))
+        else:
+            return None
+    return found
+
+
+def is_sound(value: Any, depth: int = DEPTH_MAX + 1) -> bool:
+    """Whether a record surely can be stored, told at little price. Lone surrogates pass.
+
+    Args:
+        value: A record, or what is in one.
+        depth: How many levels of containers it may have.
+    """
+    kind = type(value)
+    if kind is list:
+        items = value
+    elif kind is dict and STR.issuperset(map(type, value)):
+        items = value.values()
+    else:
+        return kind in FLAT
+    if depth == 0:
+        return False
+    if FLAT.issuperset(map(type, items)):
+        return True
+    return all(is_sound(item, depth - 1) for item in items if type(item) not in FLAT)
 
 
 def checked(record: Record) -> Record:
@@ -203,9 +243,11 @@ def check(record: Record) -> None:
 def _copied(value: Any) -> Any:
     kind = type(value)
     if kind is list:
-        return [_copied(item) for item in value]
+        copy = value.copy()
+        return copy if FLAT.issuperset(map(type, copy)) else list(map(_copied, copy))
     if kind is dict:
-        return {key: _copied(item) for key, item in value.items()}
+        copy = value.copy()
+        return copy if FLAT.issuperset(map(type, copy.values())) else {key: _copied(copy[key]) for key in copy}
     if kind is tuple:
         return tuple([_copied(item) for item in value])
     if kind is set:

@@ -258,10 +258,29 @@ def test_using_it_as_a_context_manager_closes_it(path):
 def test_what_another_thread_does_to_a_record_while_it_is_taken_in_changes_nothing(open_db, monkeypatch):
     mdb = open_db()
     record = {"id": 1, "a": 1}
-    are_flat = mapping.are_flat
-    monkeypatch.setattr(mapping, "are_flat", lambda records: (are_flat(records), record.update(a=[1]))[0])
+    kept = mapping.kept
+    monkeypatch.setattr(mapping, "kept", lambda records: (kept(records), record.update(a=[1]))[0])
     mdb.upsert_many([record])
     assert mdb[1,] == {"id": 1, "a": 1}
+
+
+def test_many_nested_records_share_nothing_with_what_was_given_or_what_is_read(open_db):
+    mdb = open_db()
+    given = [{"id": 1}, {"id": 2, "a": ["x", {"b": [1]}]}, {"id": 3, "a": (["y"],)}]
+    mdb.upsert_many(given[:2])
+    mdb.upsert_many(given)
+    for record in (given[1], mdb[2,]):
+        record["a"][1]["b"].append(2)
+    assert mdb[2,] == {"id": 2, "a": ["x", {"b": [1]}]}
+    assert list(open_db().all()) == list(mdb.all())
+
+
+@pytest.mark.parametrize("value", [["\ud800"], {"\ud800": 1}, {"b": ["\ud800"]}])
+def test_of_many_nested_records_none_is_stored_if_one_has_a_lone_surrogate(open_db, value):
+    mdb = open_db()
+    with pytest.raises(RecordError, match="lone surrogate"):
+        mdb.upsert_many([{"id": 1, "a": ["x"]}, {"id": 2, "a": value}])
+    assert len(mdb) == 0
 
 
 class Name(str):

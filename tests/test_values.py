@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from microdb.errors import RecordError
-from microdb.values import CONTAINERS, DEPTH_MAX, FLAT, FORMS, Nested, checked, stored
+from microdb.values import CONTAINERS, DEPTH_MAX, FLAT, FORMS, Nested, checked, is_sound, kept, stored
 from strategies import same
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -246,6 +246,24 @@ def test_a_leaf_may_stand_in_the_64th_level():
         innermost = innermost[0]
     innermost.append(1)
     assert same(stored({"a": deep}), {"a": deep})
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "a lone surrogate"])
+@pytest.mark.parametrize(
+    "within",
+    [lambda value: value, lambda value: [1, value], lambda value: {"b": [value]}],
+    ids=["alone", "in a list", "in a list in a dict"],
+)
+def test_what_is_refused_is_not_taken_for_sound(name, within):
+    record = {"a": within(REFUSED[name])}
+    assert not is_sound(record)
+    assert kept([{"a": 1}, {"a": [1]}, record]) is None
+
+
+@pytest.mark.parametrize("of", [list, dict])
+def test_64_levels_are_sound_and_65_are_not(of):
+    assert is_sound({"a": nested(DEPTH_MAX, of)})
+    assert not is_sound({"a": nested(DEPTH_MAX + 1, of)})
 
 
 def test_a_list_that_stands_twice_in_itself_is_refused_at_once():

@@ -25,7 +25,20 @@ import msgpack
 from microdb.changes import Change
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
-from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Expiring, Nested, Record, are_flat, check, checked
+from microdb.values import (
+    DEPTH_MAX,
+    FLAT,
+    FORMS,
+    STR,
+    Expiring,
+    Nested,
+    Record,
+    are_dicts,
+    check,
+    checked,
+    is_sound,
+    kept,
+)
 from microdb.wal.format import PAYLOAD_BYTES_MAX, Payload
 
 __all__ = [
@@ -172,17 +185,19 @@ def is_carried(payload: Payload) -> bool:
 
 
 def encode_upserts(records: list[Record]) -> bytes:
-    """The payload that upserts flat records, one after the other: a tenth of the price of `join` of their items.
+    """The payload that upserts records, one after the other: a tenth of the price of `join` of their items.
+
+    None of them may be one that expires.
 
     Raises:
         RecordError: A str in one of them has no UTF-8 form, or a name only equals one; or it would be longer than a
             frame may be.
     """
     try:
-        payload = _packed(records)
+        payload = _packed(records if are_dicts(records) else list(map(dict, records)))
     except (UnicodeEncodeError, KeyError):  # A KeyError for want of a form.
         for record in records:
-            checked(record)
+            checked(dict(record))
         raise  # pragma: no cover  # One of them was refused.
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise _too_large(len(payload))
@@ -272,7 +287,7 @@ def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[lis
         if is_large:
             some = some[:_TOGETHER_LARGE]
         begin += len(some)
-        changes = None if is_large else _flat_changes(some, keys)
+        changes = None if is_large else _upserts(some, keys)
         if changes is not None:
             yield changes
         else:
@@ -280,8 +295,8 @@ def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[lis
                 yield decode(payload, keys)
 
 
-def _flat_changes(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Change] | None:
-    """The changes of payloads that upsert flat records and do nothing else; None of any others.
+def _upserts(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Change] | None:
+    """The changes of payloads that upsert records and do nothing else, none of which needs a closer look; else None.
 
     Bytes that are no payload alone might be one together. Nobody writes such, and who would has a right crc for them.
     """
@@ -290,17 +305,17 @@ def _flat_changes(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Chan
         items = list(chain.from_iterable(batches))
     except _DECODE_ERRORS:
         return None
-    if not LIST.issuperset(map(type, batches)) or not are_flat(items):
-        return None
-    found = keys.all_plain(items)
-    return None if found is None else list(zip(found, items, strict=True))
+    records = kept(items) if LIST.issuperset(map(type, batches)) else None
+    found = keys.all_plain(records) if records is not None else None
+    return None if records is None or found is None else list(zip(found, records, strict=True))
 
 
 def _change(item: Any, keys: PartitionKeys) -> Change:
     if type(item) is dict:
         if FLAT.issuperset(map(type, item.values())) and STR.issuperset(map(type, item)):
             return keys.checked(item), item
-        check(item)
+        if not is_sound(item):
+            check(item)
         return keys.checked(item), Nested(item)
     kind, *rest = item
     if kind == _DELETE:
@@ -313,8 +328,8 @@ def _change(item: Any, keys: PartitionKeys) -> Change:
         record, expires_at = rest
         if type(record) is not dict or type(expires_at) is not float or not math.isfinite(expires_at):
             raise ValueError("not a record and when it expires")
-        key, kept = cast("tuple[Key, Record]", _change(record, keys))
-        return key, Expiring(kept, expires_at)
+        key, upserted = cast("tuple[Key, Record]", _change(record, keys))
+        return key, Expiring(upserted, expires_at)
     raise ValueError(f"unknown change {item[0]!r}")
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from microdb import snapshot
 from microdb.keys import PartitionKeys
-from microdb.values import Nested, checked, stored
+from microdb.values import Nested, checked, is_sound, kept, stored
 from microdb.wal.codec import decode, encode_delete, encode_upsert, join
 from strategies import names, records, same, values
 
@@ -128,3 +128,12 @@ def test_the_key_of_a_delete_is_the_same(key):
     [(found, record)] = decode(join([encode_delete(tuple(key))]), KEYS)
     assert record is None
     assert same(found, tuple(key))
+
+
+@given(st.lists(records()))
+def test_records_that_are_kept_together_are_as_if_stored_one_by_one(found):
+    taken = kept([record.copy() for record in found])
+    assert taken is not None or not all(map(is_sound, found))
+    for one, record in zip(taken or (), found, strict=taken is not None):
+        assert same(one, record)
+        assert type(one) is type(stored(record))
