@@ -16,7 +16,7 @@ from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
 from microdb.errors import ClosedError, FailedError, MicroDBError, ReadOnlyError, StorageError, TransactionError
 from microdb.keys import PartitionKeys
-from microdb.locks import held, is_owned, refuse_in_child, refuse_reentry
+from microdb.locks import Level, held, is_owned, refuse_in_child, refuse_reentry
 from microdb.open_table import CLOSED, DETACHED, IS_CLOSED, NEVER, OpenTable
 from microdb.save import Encode, save
 from microdb.table import apply
@@ -88,16 +88,12 @@ class Handle(OpenTable):
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
         commit = Commit(payload, changes, expires=expires)
         group = [commit]
-        commits, lock, timeout_s = self._commits, self._log.lock, self._timeout_s
+        commits, lock = self._commits, self._log.lock
         level = lock.level()
         words, is_awaited = self._words, False
         try:
             try:
-                left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
-                if commit.leader is None or not commit.is_done():
-                    if self._sync and level.depth == 0:
-                        commits.gather()  # Before the lock on the file: no other process has to wait for them.
-                    lock.acquire_queued(left_s, timeout_s)
+                if (not self._sync and not level.is_queued and lock.take_now()) or self._take_turn(commit, level):
                     self._prepare_locked()
                     lock.writing = commit
                     if commits.waiting and level.depth == 0:  # Inside lock() nobody else's changes may come between.
@@ -121,6 +117,17 @@ class Handle(OpenTable):
         if offset > self._auto_save.above:
             self._auto_save.consider(offset, self)
             self._tell()
+
+    def _take_turn(self, commit: Commit, level: Level) -> bool:
+        """Wait for the write lock; False if meanwhile another thread has written the batch along with its own."""
+        commits, lock, timeout_s = self._commits, self._log.lock, self._timeout_s
+        left_s = timeout_s if lock.enter_queue_now() else commits.enter(commit, lock, timeout_s)
+        if commit.is_done():
+            return False
+        if self._sync and level.depth == 0:
+            commits.gather()  # Before the lock on the file: no other process has to wait for them.
+        lock.acquire_queued(left_s, timeout_s)
+        return True
 
     def _append_locked(self, group: list[Commit]) -> bool:
         """Append what they hold, publish it, and do it to the table; whether somebody waits for the news."""

@@ -378,19 +378,20 @@ def upsert_that_forks(mdb, record, pids, refused):
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
-def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_its_parent(open_db):
+@pytest.mark.parametrize(("durability", "step"), [("process", "take_now"), ("power", "acquire_queued")])
+def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_its_parent(open_db, durability, step):
     """It has no lock of its own, and goes on within a write that waits for the parent's."""
-    mdb = open_db()
+    mdb = open_db(durability=durability)
     lock = mdb._log.lock
-    acquire, pids = lock.acquire_queued, []
+    acquire, pids = getattr(lock, step), []
 
     def acquire_after_a_fork(*args):
         pids.append(os.fork())
-        acquire(*args)
+        return acquire(*args)
 
-    lock.acquire_queued = acquire_after_a_fork
+    setattr(lock, step, acquire_after_a_fork)
     upsert_that_forks(mdb, {"id": "a"}, pids, microdb.ReentrantError)
-    del lock.acquire_queued
+    delattr(lock, step)
     mdb.upsert({"id": "b"})
     assert list(mdb) == [("a",), ("b",)]
 
