@@ -38,6 +38,9 @@ UNCHANGED: Final = frozenset({NoneType, bool, str})
 LEAVES: Final = UNCHANGED | NUMBERS
 """The types that JSON carries as they are and that hold nothing else; of numbers, those that `_is_plain` passes."""
 
+PLAIN: Final = LEAVES | {list, dict}
+"""The types that JSON may carry as they are."""
+
 NOT_PLAIN: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError)
 """What a constructor may raise on the content of a tag: Decimal an ArithmeticError, UUID an AttributeError, ZoneInfo an
 OSError where the key names a folder."""
@@ -86,16 +89,28 @@ def decode_row(names: Sequence[str], row: Sequence[Any]) -> Record:
 def _is_plain(values: Sequence[Any]) -> bool:
     """Whether JSON carries them all as they are. False may also mean that telling would cost too much.
 
-    A sum is finite only if every term is, and it is the cheapest look at many numbers.
+    A sum is finite only if every term is, and it is the cheapest look at many numbers. What is nested is looked at one
+    level after the other.
     """
     kinds = list(map(type, values))
-    if not LEAVES.issuperset(kinds):
+    if not PLAIN.issuperset(kinds):
         return False
     numbers = list(compress(values, map(NUMBERS.__contains__, kinds)))
     try:
-        return not numbers or (isfinite(sum(numbers)) and min(numbers) >= INT_MIN and max(numbers) <= INT_MAX)
+        if numbers and not (isfinite(sum(numbers)) and min(numbers) >= INT_MIN and max(numbers) <= INT_MAX):
+            return False
     except OverflowError:
         return False
+    if LEAVES.issuperset(kinds):
+        return True
+    lists: list[list[Any]] = [value for value in values if type(value) is list]
+    dicts: list[Record] = [value for value in values if type(value) is dict]
+    names = set().union(*dicts)
+    return (
+        STR.issuperset(map(type, names))
+        and not _has_dollar(names)
+        and _is_plain([*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))])
+    )
 
 
 def _has_dollar(names: Iterable[str]) -> bool:
