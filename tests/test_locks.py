@@ -365,6 +365,32 @@ def test_an_interrupt_within_acquire_leaves_the_lock_free(path):
     assert left == []
 
 
+def test_an_interrupt_within_take_now_is_met_by_one_return(path):
+    left = []
+    for place in sorted(set(lines_of(WriteLock.take_now)), key=lambda place: place[1]):
+        lock = new_lock(path)
+        level = lock.level()
+        if interrupted_at(place, lock.take_now):
+            lock.return_to(level)
+            free_to_threads = in_thread(lambda lock=lock: (lock.acquire(0), lock.release())) == (None, None)
+            if (lock.depth, is_free(path), free_to_threads) != (0, True, True):
+                left.append(linecache.getline(place[0].co_filename, place[1]).strip())
+    assert left == []
+
+
+def test_a_lock_that_another_process_holds_is_not_taken_now_and_stays_free_to_the_threads(path):
+    lock = new_lock(path)
+    with Child(holder(path)) as child:
+        child.step()
+        assert not lock.take_now()
+        assert (lock.depth, lock.is_mine()) == (0, False)
+        child.step()
+    assert lock.take_now()
+    assert not in_thread(lock.take_now)
+    lock.release()
+    assert is_free(path)
+
+
 TURNS = 2_800
 
 WORK = range(10_000)
