@@ -352,6 +352,13 @@ def interrupted_at(place, function):
     return False
 
 
+def is_left(lock, path):
+    """Whether a lock is free to other processes, which a thread that takes it would make it, and to threads."""
+    if lock.depth or not is_free(path):
+        return False
+    return in_thread(lambda: (lock.acquire(0), lock.release())) == (None, None)
+
+
 def test_an_interrupt_within_acquire_leaves_the_lock_free(path):
     places = sorted(set(lines_of(WriteLock.acquire, WriteLock.acquire_queued)), key=lambda place: place[1])
     left = []
@@ -359,8 +366,7 @@ def test_an_interrupt_within_acquire_leaves_the_lock_free(path):
         lock = new_lock(path)
         if not interrupted_at(place, lock.acquire):
             continue
-        free_to_threads = in_thread(lambda lock=lock: (lock.acquire(0), lock.release())) == (None, None)
-        if (lock.depth, is_free(path), free_to_threads) != (0, True, True):
+        if not is_left(lock, path):
             left.append(linecache.getline(place[0].co_filename, place[1]).strip())
     assert left == []
 
@@ -372,8 +378,7 @@ def test_an_interrupt_within_take_now_is_met_by_one_return(path):
         level = lock.level()
         if interrupted_at(place, lock.take_now):
             lock.return_to(level)
-            free_to_threads = in_thread(lambda lock=lock: (lock.acquire(0), lock.release())) == (None, None)
-            if (lock.depth, is_free(path), free_to_threads) != (0, True, True):
+            if not is_left(lock, path):
                 left.append(linecache.getline(place[0].co_filename, place[1]).strip())
     assert left == []
 
