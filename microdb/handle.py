@@ -229,10 +229,11 @@ class Handle(OpenTable):
             transaction = Transaction(self._records)
             try:
                 try:
-                    # A reader that saw none must not open the gate after this.
+                    # A reader that saw none must not open the gate after this; before, it may have loaded it anew.
                     with self._table_lock:
                         self._transaction = transaction
                         self._head = NEVER
+                        self._reflect()
                     yield
                 finally:
                     self._end_transaction(transaction)

@@ -284,6 +284,22 @@ def test_a_transaction_begins_with_what_others_wrote(behind):
     assert other["a",] == mdb["a",] == {"id": "a", "n": 3, "m": 1}
 
 
+def test_a_transaction_that_begins_as_another_thread_loads_the_table_anew_sees_that(behind, monkeypatch):
+    mdb, other, _ = behind
+    mdb.upsert({"id": "d"})
+
+    class Begun(handle.Transaction):
+        def __init__(self, records):
+            super().__init__(records)
+            in_thread(mdb._load_anew)
+
+    monkeypatch.setattr(handle, "Transaction", Begun)
+    with mdb.transaction():
+        mdb.upsert({"id": "a", "n": mdb["a",]["n"] + 1})
+        assert len(mdb) == 4
+    assert other["a",] == mdb["a",] == {"id": "a", "n": 4}
+
+
 def test_an_interrupt_behind_a_write_that_left_others_for_later_makes_nothing_double(behind, monkeypatch):
     mdb, other, _ = behind
     other.delete(("a",))
