@@ -72,9 +72,12 @@ class Handle(OpenTable):
         `expires` must be true if a record in them is one that expires. Then what has expired is dropped first, if the
         table has doubled since that was last done: so it does not grow for ever, for a few steps a write.
         """
-        if expires and self._transaction is None and len(self._records) > self._drop_above:
-            with self._lock_held(self._timeout_s):
-                self._drop_expired_locked()
+        if expires and self._transaction is None:
+            if self._words[HEAD] - self._applied > _FAR_BYTES:
+                self.freshen()  # Who only writes would not see how the table grows.
+            if len(self._records) > self._drop_above:
+                with self._lock_held(self._timeout_s):
+                    self._drop_expired_locked()
         if self._pid != os.getpid() or self._read_only or self._transaction is not None:
             self._settle_for_write(self._timeout_s)
             transaction = self._transaction
