@@ -276,6 +276,19 @@ def test_who_writes_behind_two_saves_reads_what_was_before_them_if_it_is_kept(op
     assert list(mdb) == list(other) == [("a",), ("A",), ("b",), ("B",)]
 
 
+def test_who_loads_the_table_anew_keeps_no_log_open_that_is_gone(open_db, wal):
+    mdb, other = open_db(), open_db()
+    for name in "abc":
+        other.upsert({"id": name})
+        other.save()
+        mdb.upsert({"id": name.upper()})
+        for path in wal.folder.glob("*.history"):
+            path.unlink()
+    assert mdb._log.generations.before is not None
+    assert list(mdb) == list(other)
+    assert mdb._log.generations.before is None
+
+
 def test_a_transaction_begins_with_what_others_wrote(behind):
     mdb, other, _ = behind
     with mdb.transaction():
