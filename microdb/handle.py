@@ -73,8 +73,7 @@ class Handle(OpenTable):
         table has doubled since that was last done: so it does not grow for ever, for a few steps a write.
         """
         if expires and self._transaction is None:
-            if self._words[HEAD] - self._applied > _FAR_BYTES:
-                self.freshen()  # Who only writes would not see how the table grows.
+            self._approach(self._timeout_s)  # Who only writes would not see how the table grows.
             if len(self._records) > self._drop_above:
                 with self._lock_held(self._timeout_s):
                     self._drop_expired_locked()
@@ -204,11 +203,17 @@ class Handle(OpenTable):
 
     # Lock and transaction.
 
+    def _approach(self, timeout_s: float | None) -> None:
+        """Catch up if that may take long: better before the lock is held than where others wait for it."""
+        if self._words[HEAD] - self._applied > _FAR_BYTES:
+            self._settle()
+            with self._telling(), self._table_lock:
+                self._catch_up(timeout_s)
+
     @contextlib.contextmanager
     def _lock_held(self, timeout_s: float | None) -> Iterator[None]:
         self._settle_for_write(timeout_s)  # After a fork the lock is another one.
-        if self._words[HEAD] - self._applied > _FAR_BYTES:
-            self.freshen()  # Better here than where others wait for it.
+        self._approach(timeout_s)
         try:
             with held(self._log.lock, timeout_s):
                 yield

@@ -257,7 +257,7 @@ def test_who_writes_behind_a_save_leaves_what_was_before_it_for_later(open_db, w
     if not is_kept:
         for path in wal.folder.glob("*.history"):
             path.unlink()
-    mdb._load_anew = lambda: pytest.fail("the old log is still open")
+    mdb._load_anew = lambda _: pytest.fail("the old log is still open")
     mdb.upsert({"id": "e"})
     mdb.upsert({"id": "f"})
     assert mdb._position.generation == 1

@@ -90,7 +90,7 @@ class FileLog(OpenFiles):
                         return self._load_locked()
             except LockTimeoutError:
                 if deadline is not None and time.monotonic() > deadline:
-                    raise
+                    raise self.lock.timeout(timeout_s) from None
             time.sleep(_RETRY_S)
 
     def load_as_of(self, position: Position) -> Start:
