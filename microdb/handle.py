@@ -275,6 +275,14 @@ class Handle(OpenTable):
 
     # Saving.
 
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """See `save.Source`."""
+        with self._appending:
+            if self._pid == CLOSED:
+                raise ClosedError(IS_CLOSED)
+            yield
+
     def capture(self) -> tuple[Sequence[Record], Position]:
         """See `save.Source`."""
         if self._pid == CLOSED:
@@ -306,7 +314,12 @@ class Handle(OpenTable):
         if not isinstance(self._log, FileLog):
             raise TypeError("a table in memory has no file of its own; save(filename)")
         with self._telling():
-            save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+            try:
+                save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+            except MicroDBError:
+                if self._pid == CLOSED:  # By another thread: then what it found in the files was not their fault.
+                    raise ClosedError(IS_CLOSED) from None
+                raise
 
     # Opening, closing, forking.
 

@@ -102,6 +102,36 @@ def test_a_save_that_finds_its_handle_closed_when_its_turn_comes_says_so(open_db
     assert list(open_db()) == [("a",)]
 
 
+def test_a_save_whose_handle_is_closed_as_it_writes_its_files_says_so(open_db, path):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    with pytest.raises(microdb.ClosedError):
+        faulty.on["create"] = once(lambda: in_thread(mdb.close))
+        mdb.save()
+    assert not path.exists()
+    assert list(open_db()) == [("a",)]
+
+
+def test_who_closes_a_handle_amid_the_switch_of_a_save_waits_for_its_end(open_db, path):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    closer = threading.Thread(target=mdb.close)
+
+    def close():
+        closer.start()
+        closer.join(0.1)
+        assert closer.is_alive()
+
+    faulty.on["rename"] = only("mdb.json", once(close))
+    mdb.save()
+    closer.join()
+    assert other.stats().dirty_pid is None
+    other.upsert(B)
+    assert list(other) == [("a",), ("b",)]
+
+
 @pytest.mark.parametrize("filename", [None, ":memory:"])
 def test_a_handle_closed_within_a_transaction_of_another_thread_stays_closed_after_it(open_db, filename):
     mdb = open_db(filename)
