@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from microdb import collecting, forks, notes, snapshot
-from microdb.errors import ClosedError, CorruptError
+from microdb.errors import ClosedError, CorruptError, MicroDBError
 from microdb.expiry import has_expired
 from microdb.finder import EXPIRY, Plan, plan
 from microdb.indexes import ExpiryIndex, HashIndex, Index, IndexedRecords, SortedIndex
@@ -341,7 +341,13 @@ class OpenTable:
     def _load_anew(self, timeout_s: float | None = None) -> None:
         """The table's position is lost, or what follows it is gone. Under the table lock."""
         self._position = None
-        self._load(self._log.load(timeout_s))
+        try:
+            start = self._log.load(timeout_s)
+        except MicroDBError:
+            if self._pid == CLOSED:  # By a signal handler, which has taken the files away.
+                raise ClosedError(IS_CLOSED) from None
+            raise
+        self._load(start)
         notes.add(notes.DEBUG, "%s: loaded anew, %d records at %s", self._log.name, len(self._records), self._position)
 
     def _close(self) -> None:

@@ -102,6 +102,19 @@ def test_a_save_that_finds_its_handle_closed_when_its_turn_comes_says_so(open_db
     assert list(open_db()) == [("a",)]
 
 
+def test_a_read_whose_signal_handler_closes_its_handle_as_it_loads_the_table_says_so(open_db, wal):
+    mdb, other = open_db(), open_db()
+    for record in (A, B):
+        other.upsert(record)
+        other.save()
+        for history in wal.folder.glob("*.history"):
+            history.unlink()
+    load = mdb._log.load
+    mdb._log.load = lambda timeout_s: (mdb.close(), load(timeout_s))[1]
+    with pytest.raises(microdb.ClosedError):
+        mdb.get(("a",))
+
+
 def test_a_save_whose_handle_is_closed_as_it_writes_its_files_says_so(open_db, path):
     faulty = Faulty()
     mdb = open_db(files=faulty)
