@@ -471,6 +471,18 @@ def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal):
         mdb.upsert({"id": "c"})
 
 
+def test_a_log_under_the_name_of_another_is_told_by_who_comes_to_it(open_db, wal):
+    mdb, other = one_behind(open_db)
+    before = wal.log().read_bytes()
+    other.save()
+    size = wal.log(2).stat().st_size
+    wal.log(2).unlink()
+    wal.log(2).write_bytes(before.ljust(size, b"\0"))
+    for act in (lambda: mdb.upsert({"id": "c"}), lambda: mdb.get(("a",))):
+        with pytest.raises(microdb.CorruptError, match="the log of generation 1, under the name of another"):
+            act()
+
+
 def test_a_handler_that_comes_between_the_look_and_the_append_is_not_written_over(open_db, monkeypatch):
     mdb, other = one_behind(open_db)
     prepare = mdb._prepare_locked
