@@ -8,12 +8,19 @@ import contextlib
 import gc
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 __all__ = ["paused"]
 
+_MANY: Final = 10_000
+"""Objects, of which a look at all takes long enough to be put off."""
+
 _pausing: list[int] = []
 """The threads that hold it off."""
+_looks: Final = deque([-1, -1], 2)
+"""How often all had been looked through as that was last put off, and the time before."""
 
 
 @contextlib.contextmanager
@@ -27,13 +34,27 @@ def paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
-            if not gc.get_freeze_count():
-                # What was made goes to the oldest generation, unlooked at: a tenth of what it takes to open a table.
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
+            try:
+                _make_old()
+            finally:
+                gc.enable()
         with contextlib.suppress(ValueError):
             _pausing.remove(thread)
+
+
+def _make_old() -> None:
+    """Put what was made to the oldest objects, unlooked at: a tenth of what it takes to open a table.
+
+    The garbage of the program goes with it, and the next look at all is put off. So it is done for much only, and twice
+    between two such looks, for log and snapshot: else who opens tables again and again would keep its garbage for ever.
+    """
+    looks = gc.get_stats()[-1]["collections"]
+    if gc.get_count()[0] > _MANY and looks != _looks[0] and not gc.get_freeze_count():
+        _looks.append(looks)
+        try:
+            gc.freeze()
+        finally:
+            gc.unfreeze()
 
 
 def _after_in_child() -> None:

@@ -72,9 +72,11 @@ class Handle(OpenTable):
         `expires` must be true if a record in them is one that expires. Then what has expired is dropped first, if the
         table has doubled since that was last done: so it does not grow for ever, for a few steps a write.
         """
-        if expires and self._transaction is None and len(self._records) > self._drop_above:
-            with self._lock_held(self._timeout_s):
-                self._drop_expired_locked()
+        if expires and self._transaction is None:
+            self._approach(self._timeout_s)  # Who only writes would not see how the table grows.
+            if len(self._records) > self._drop_above:
+                with self._lock_held(self._timeout_s):
+                    self._drop_expired_locked()
         if self._pid != os.getpid() or self._read_only or self._transaction is not None:
             self._settle_for_write(self._timeout_s)
             transaction = self._transaction
@@ -208,11 +210,17 @@ class Handle(OpenTable):
 
     # Lock and transaction.
 
+    def _approach(self, timeout_s: float | None) -> None:
+        """Catch up if that may take long: better before the lock is held than where others wait for it."""
+        if self._words[HEAD] - self._applied > _FAR_BYTES:
+            self._settle()
+            with self._telling(), self._table_lock:
+                self._catch_up(timeout_s)
+
     @contextlib.contextmanager
     def _lock_held(self, timeout_s: float | None) -> Iterator[None]:
         self._settle_for_write(timeout_s)  # After a fork the lock is another one.
-        if self._words[HEAD] - self._applied > _FAR_BYTES:
-            self.freshen()  # Better here than where others wait for it.
+        self._approach(timeout_s)
         try:
             with held(self._log.lock, timeout_s):
                 yield
@@ -236,10 +244,11 @@ class Handle(OpenTable):
             transaction = Transaction(self._records)
             try:
                 try:
-                    # A reader that saw none must not open the gate after this.
+                    # A reader that saw none must not open the gate after this; before, it may have loaded it anew.
                     with self._table_lock:
                         self._transaction = transaction
                         self._head = NEVER
+                        self._reflect()
                     yield
                 finally:
                     self._end_transaction(transaction)
@@ -273,6 +282,14 @@ class Handle(OpenTable):
 
     # Saving.
 
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """See `save.Source`."""
+        with self._appending:
+            if self._pid == CLOSED:
+                raise ClosedError(IS_CLOSED)
+            yield
+
     def capture(self) -> tuple[Sequence[Record], Position]:
         """See `save.Source`."""
         if self._pid == CLOSED:
@@ -304,7 +321,12 @@ class Handle(OpenTable):
         if not isinstance(self._log, FileLog):
             raise TypeError("a table in memory has no file of its own; save(filename)")
         with self._telling():
-            save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+            try:
+                save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
+            except MicroDBError:
+                if self._pid == CLOSED:  # By another thread: then what it found in the files was not their fault.
+                    raise ClosedError(IS_CLOSED) from None
+                raise
 
     # Opening, closing, forking.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from microdb import collecting, forks, notes, snapshot
-from microdb.errors import ClosedError, CorruptError
+from microdb.errors import ClosedError, CorruptError, MicroDBError
 from microdb.expiry import has_expired
 from microdb.finder import EXPIRY, Plan, plan
 from microdb.indexes import ExpiryIndex, HashIndex, Index, IndexedRecords, SortedIndex
@@ -199,11 +199,11 @@ class OpenTable:
 
     # Following the log.
 
-    def _catch_up(self) -> Records:
+    def _catch_up(self, timeout_s: float | None = None) -> Records:
         """Apply what others have published, and give the table. Under the table lock.
 
         A signal handler that comes in between may go further, or close the handle: it finds the table whole, or makes
-        a new one, and nothing more is applied to what it leaves.
+        a new one, and nothing more is applied to what it leaves. A save may be in the way, for at most `timeout_s`.
         """
         if self._pid != CLOSED and not self._log.is_followed() and self._log.must_attach_again():
             self._position = None
@@ -215,12 +215,12 @@ class OpenTable:
             if head == self._applied:
                 return records
             if position is None:
-                self._load_anew()
+                self._load_anew(timeout_s)
                 continue
             try:
                 payloads, end = self._log.read(position, head)
             except GoneError:
-                self._load_anew()
+                self._load_anew(timeout_s)
                 continue
             except CorruptError:
                 if self._position is position:
@@ -338,10 +338,16 @@ class OpenTable:
         self._pid = os.getpid()
         notes.add(notes.DEBUG, "%s: opened, %d records at %s", self._log.name, len(self._records), self._position)
 
-    def _load_anew(self) -> None:
+    def _load_anew(self, timeout_s: float | None = None) -> None:
         """The table's position is lost, or what follows it is gone. Under the table lock."""
         self._position = None
-        self._load(self._log.load(None))
+        try:
+            start = self._log.load(timeout_s)
+        except MicroDBError:
+            if self._pid == CLOSED:  # By a signal handler, which has taken the files away.
+                raise ClosedError(IS_CLOSED) from None
+            raise
+        self._load(start)
         notes.add(notes.DEBUG, "%s: loaded anew, %d records at %s", self._log.name, len(self._records), self._position)
 
     def _close(self) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
 from microdb import notes
@@ -51,6 +52,10 @@ class Source(Protocol):
 
     def freshen(self) -> int:
         """Catch up, so that there is little left to be done under the write lock; with about how many bytes."""
+        ...
+
+    def kept_open(self) -> AbstractContextManager[None]:
+        """Under the write lock: nobody closes it within the block. Raises ClosedError if somebody has."""
         ...
 
     def capture(self) -> tuple[Sequence[Record], Position]:
@@ -126,7 +131,7 @@ def save(
                 return False
             if encoded:
                 _freshen(source)  # For what is carried over, the table must be up to date.
-            with held(log.lock, timeout_s):
+            with held(log.lock, timeout_s), source.kept_open():
                 try:
                     if not _switch(log, draft, source, encoded):
                         return False

@@ -35,6 +35,7 @@ def test_opening_leaves_it_as_before(open_db, was_enabled):
 
 
 def test_what_was_made_within_is_not_looked_at_when_it_ends():
+    gc.collect()
     kept = []
     with collecting.paused():
         kept += [[] for _ in range(100_000)]
@@ -42,6 +43,31 @@ def test_what_was_made_within_is_not_looked_at_when_it_ends():
     kept += [[] for _ in range(10)]
     assert [generation["collections"] for generation in gc.get_stats()] == before
     assert len(kept) == 100_010
+
+
+class Circle:
+    alive = 0
+
+    def __init__(self):
+        self.me = self
+        Circle.alive += 1
+
+    def __del__(self):
+        Circle.alive -= 1
+
+
+@pytest.mark.parametrize("size", [0, 20_000])
+def test_who_opens_tables_again_and_again_does_not_keep_its_garbage(size):
+    gc.collect()
+    most = Circle.alive
+    for _ in range(400):
+        for _ in range(500):
+            Circle()
+        with collecting.paused():
+            made = [[] for _ in range(size)]
+        most = max(most, Circle.alive)
+        del made
+    assert most < 100_000, "of twice as many"
 
 
 def test_what_the_program_has_frozen_stays_so():

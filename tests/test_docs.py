@@ -95,6 +95,7 @@ WITHOUT_EXAMPLE = {
     "MicroDB.stop_for_fork": "see forks.Forked",
     "MicroDB.capture": "see save.Source",
     "MicroDB.freshen": "see save.Source",
+    "MicroDB.kept_open": "see save.Source",
     "MicroDB.log_bytes": "see auto_save.Growing",
     "MicroDB.candidates": "see query.Source",
     "View.candidates": "see query.Source",

@@ -657,6 +657,19 @@ def test_a_table_of_records_that_expire_does_not_grow_for_ever(mdb, clock, monke
     assert mdb._drop_above > looked, "and is looked through the more rarely, the more it holds"
 
 
+def test_who_only_writes_behind_others_drops_what_has_expired(opened, clock, monkeypatch):
+    monkeypatch.setattr(handle, "_DROP_ABOVE_MIN", 20)
+    monkeypatch.setattr(handle, "_FAR_BYTES", 300)
+    mdb, other = opened(), opened()
+    other.upsert(A)
+    most = 0
+    for n in range(500):
+        clock.now = T + n
+        mdb.upsert({"id": n}, ttl=10)
+        most = max(most, other.freshen() and len(other._records))
+    assert most < 60
+
+
 def test_a_write_without_a_time_drops_nothing(mdb, clock):
     mdb._drop_above = 1
     clock.now = T + 10

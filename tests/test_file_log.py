@@ -227,6 +227,23 @@ def test_whoever_opens_between_the_two_renames_of_a_save_waits_no_longer_than_to
     assert list(open_db(timeout=0.05).all()) == [A]
 
 
+def test_who_takes_the_lock_far_behind_a_save_between_its_renames_waits_no_longer_than_told(open_db, path, wal):
+    faulty = Faulty()
+    mdb, saver = open_db(), open_db(files=faulty)
+    for record in (A, B):
+        saver.upsert(record)
+        saver.save()
+        for history in wal.folder.glob("*.history"):
+            history.unlink()
+    with (
+        stopped_between_its_renames(saver, faulty, path.parent),
+        pytest.raises(microdb.LockTimeoutError, match=r"not free within 0\.01 s"),
+        mdb.lock(timeout=0.01),
+    ):
+        pytest.fail("a save holds it")
+    assert list(mdb.all()) == [A, B]
+
+
 def test_a_child_without_files_of_its_own_that_reads_between_the_two_renames_waits_for_the_end(open_db, path):
     faulty, reading = Faulty(), Faulty()
     saver, mdb = open_db(files=faulty), open_db(files=reading)

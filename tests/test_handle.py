@@ -103,6 +103,49 @@ def test_a_save_that_finds_its_handle_closed_when_its_turn_comes_says_so(open_db
     assert list(open_db()) == [("a",)]
 
 
+def test_a_read_whose_signal_handler_closes_its_handle_as_it_loads_the_table_says_so(open_db, wal):
+    mdb, other = open_db(), open_db()
+    for record in (A, B):
+        other.upsert(record)
+        other.save()
+        for history in wal.folder.glob("*.history"):
+            history.unlink()
+    load = mdb._log.load
+    mdb._log.load = lambda timeout_s: (mdb.close(), load(timeout_s))[1]
+    with pytest.raises(microdb.ClosedError):
+        mdb.get(("a",))
+
+
+def test_a_save_whose_handle_is_closed_as_it_writes_its_files_says_so(open_db, path):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert(A)
+    with pytest.raises(microdb.ClosedError):
+        faulty.on["create"] = once(lambda: in_thread(mdb.close))
+        mdb.save()
+    assert not path.exists()
+    assert list(open_db()) == [("a",)]
+
+
+def test_who_closes_a_handle_amid_the_switch_of_a_save_waits_for_its_end(open_db, path):
+    faulty = Faulty()
+    mdb, other = open_db(files=faulty), open_db()
+    mdb.upsert(A)
+    closer = threading.Thread(target=mdb.close)
+
+    def close():
+        closer.start()
+        closer.join(0.1)
+        assert closer.is_alive()
+
+    faulty.on["rename"] = only("mdb.json", once(close))
+    mdb.save()
+    closer.join()
+    assert other.stats().dirty_pid is None
+    other.upsert(B)
+    assert list(other) == [("a",), ("b",)]
+
+
 @pytest.mark.parametrize("filename", [None, ":memory:"])
 def test_a_handle_closed_within_a_transaction_of_another_thread_stays_closed_after_it(open_db, filename):
     mdb = open_db(filename)
@@ -271,7 +314,7 @@ def test_who_writes_behind_a_save_leaves_what_was_before_it_for_later(open_db, w
     if not is_kept:
         for path in wal.folder.glob("*.history"):
             path.unlink()
-    mdb._load_anew = lambda: pytest.fail("the old log is still open")
+    mdb._load_anew = lambda _: pytest.fail("the old log is still open")
     mdb.upsert({"id": "e"})
     mdb.upsert({"id": "f"})
     assert mdb._position.generation == 1
@@ -290,12 +333,41 @@ def test_who_writes_behind_two_saves_reads_what_was_before_them_if_it_is_kept(op
     assert list(mdb) == list(other) == [("a",), ("A",), ("b",), ("B",)]
 
 
+def test_who_loads_the_table_anew_keeps_no_log_open_that_is_gone(open_db, wal):
+    mdb, other = open_db(), open_db()
+    for name in "abc":
+        other.upsert({"id": name})
+        other.save()
+        mdb.upsert({"id": name.upper()})
+        for path in wal.folder.glob("*.history"):
+            path.unlink()
+    assert mdb._log.generations.before is not None
+    assert list(mdb) == list(other)
+    assert mdb._log.generations.before is None
+
+
 def test_a_transaction_begins_with_what_others_wrote(behind):
     mdb, other, _ = behind
     with mdb.transaction():
         assert mdb["c",] == {"id": "c"}
         mdb.upsert({**mdb["a",], "m": 1})
     assert other["a",] == mdb["a",] == {"id": "a", "n": 3, "m": 1}
+
+
+def test_a_transaction_that_begins_as_another_thread_loads_the_table_anew_sees_that(behind, monkeypatch):
+    mdb, other, _ = behind
+    mdb.upsert({"id": "d"})
+
+    class Begun(handle.Transaction):
+        def __init__(self, records):
+            super().__init__(records)
+            in_thread(mdb._load_anew)
+
+    monkeypatch.setattr(handle, "Transaction", Begun)
+    with mdb.transaction():
+        mdb.upsert({"id": "a", "n": mdb["a",]["n"] + 1})
+        assert len(mdb) == 4
+    assert other["a",] == mdb["a",] == {"id": "a", "n": 4}
 
 
 def test_an_interrupt_behind_a_write_that_left_others_for_later_makes_nothing_double(behind, monkeypatch):
@@ -414,6 +486,18 @@ def test_damage_that_a_writer_meets_as_it_looks_ahead_is_told(open_db, wal, hint
     wal.log().write_bytes(data)
     with pytest.raises(microdb.CorruptError, match="the crc is wrong"):
         mdb.upsert({"id": "c"})
+
+
+def test_a_log_under_the_name_of_another_is_told_by_who_comes_to_it(open_db, wal):
+    mdb, other = one_behind(open_db)
+    before = wal.log().read_bytes()
+    other.save()
+    size = wal.log(2).stat().st_size
+    wal.log(2).unlink()
+    wal.log(2).write_bytes(before.ljust(size, b"\0"))
+    for act in (lambda: mdb.upsert({"id": "c"}), lambda: mdb.get(("a",))):
+        with pytest.raises(microdb.CorruptError, match="the log of generation 1, under the name of another"):
+            act()
 
 
 def test_a_handler_that_comes_between_the_look_and_the_append_is_not_written_over(open_db, monkeypatch):

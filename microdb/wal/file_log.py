@@ -73,6 +73,7 @@ class FileLog(OpenFiles):
             LockTimeoutError: It is being replaced, for longer than `timeout_s` seconds; None: however long.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.generations.before = None  # It was open for who would have gone on from there.
         while True:
             head = self.words[HEAD]
             try:
@@ -89,7 +90,7 @@ class FileLog(OpenFiles):
                         return self._load_locked()
             except LockTimeoutError:
                 if deadline is not None and time.monotonic() > deadline:
-                    raise
+                    raise self.lock.timeout(timeout_s) from None
             time.sleep(_RETRY_S)
 
     def load_as_of(self, position: Position) -> Start:

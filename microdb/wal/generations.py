@@ -51,6 +51,9 @@ class Generations:
             with contextlib.suppress(FileNotFoundError):
                 log = open_log(self._files.open(path, write=not self._read_only))
                 self.check_keys(log)
+                if log.header.generation != generation:
+                    reason = f"the log of generation {log.header.generation}, under the name of another"
+                    raise CorruptError(log.file.path, reason, offset=16)
                 return log
         raise GoneError(generation)
 
