@@ -50,7 +50,8 @@ class OpenTable:
 
     Its state, under `_table_lock`: `_records` reflect the log up to `_position`, whose head is `_applied`. Without a
     position the table is to be loaded anew. A writer does not wait for a fresh table: then `_ahead` is the end of
-    the log, behind which it wrote last, and what is between the two is left to the next read.
+    the log, behind which it wrote last, and what is between the two is left to the next read. Where that finds damage,
+    the handle `_is_stuck`: from then on a write meets it, too.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class OpenTable:
         self._records: Records = {}
         self._position: Position | None = None
         self._ahead: Position | None = None
+        self._is_stuck = False
         self._applied = self._head = NEVER
         self._words = _CLOSED_WORDS
         self._pid = DETACHED
@@ -224,6 +226,7 @@ class OpenTable:
                 continue
             except CorruptError:
                 if self._position is position:
+                    self._ahead, self._is_stuck = None, True
                     raise
                 continue
             if self._apply(payloads, position, end, head):
@@ -244,7 +247,7 @@ class OpenTable:
         If a signal handler has left the table or what is ahead of it meanwhile, nothing is noted: look again.
         """
         head, position, ahead = self._words[HEAD], self._position, self._ahead
-        end = self._log.end_at(head) if position is not None else None
+        end = self._log.end_at(head) if position is not None and not self._is_stuck else None
         if end is None:
             return False
         if self._position is position and self._ahead is ahead:
@@ -259,6 +262,7 @@ class OpenTable:
         # Without a position the next one to catch up loads the table anew: so whoever is interrupted in the middle of
         # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
         self._ahead = None
+        self._is_stuck = False
         self._position = None if self._log.keeps_all else after
         if end.generation != after.generation:
             payloads = [payload for payload in payloads if not is_carried(payload)]
@@ -298,6 +302,7 @@ class OpenTable:
         """Build the table anew. Under the table lock."""
         records = records_of(start, self._log.name, self._keys)
         self._ahead = None
+        self._is_stuck = False
         self._records, self._position, self._applied = records, start.end, start.head
         if start.end is not None:
             self._log.slot.sequence[0] = start.end.sequence

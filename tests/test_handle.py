@@ -500,6 +500,27 @@ def test_a_log_under_the_name_of_another_is_told_by_who_comes_to_it(open_db, wal
             act()
 
 
+def test_who_has_met_damage_in_what_was_left_for_later_writes_no_more_behind_it(behind, wal):
+    mdb, other, _ = behind
+    at, length = wal.frames()[1]
+    sound = wal.log().read_bytes()
+    overwrite(wal.log(), at + length - 6, bytes([sound[at + length - 6] ^ 1]))
+    mdb.upsert({"id": "d"})  # It has not looked.
+    with pytest.raises(microdb.CorruptError, match="the crc is wrong"):
+        mdb.get(("a",))
+    size = wal.log().stat().st_size
+    for write in (mdb.upsert, mdb.delete):
+        with pytest.raises(microdb.CorruptError, match="the crc is wrong"):
+            write({"id": "e"})
+    assert wal.log().stat().st_size == size
+    overwrite(wal.log(), at + length - 6, bytes([sound[at + length - 6]]))
+    assert mdb["d",] == {"id": "d"}
+    other.upsert({"id": "f"})
+    mdb.upsert({"id": "e"})
+    assert mdb._ahead is not None
+    assert list(mdb) == list(other) == [(name,) for name in "abcdfe"]
+
+
 def test_a_handler_that_comes_between_the_look_and_the_append_is_not_written_over(open_db, monkeypatch):
     mdb, other = one_behind(open_db)
     prepare = mdb._prepare_locked
