@@ -127,6 +127,17 @@ def test_a_save_whose_handle_is_closed_as_it_writes_its_files_says_so(open_db, p
     assert list(open_db()) == [("a",)]
 
 
+def test_a_save_whose_handle_is_closed_before_the_switch_says_so(open_db, path):
+    mdb, other = open_db(), open_db()
+    mdb.upsert(A)
+    kept_open = mdb.kept_open
+    mdb.kept_open = lambda: (in_thread(mdb.close), kept_open())[1]
+    with pytest.raises(microdb.ClosedError):
+        mdb.save()
+    assert not path.exists()
+    assert (other.stats().generation, list(other)) == (1, [("a",)])
+
+
 def test_who_closes_a_handle_amid_the_switch_of_a_save_waits_for_its_end(open_db, path):
     faulty = Faulty()
     mdb, other = open_db(files=faulty), open_db()
