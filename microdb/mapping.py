@@ -213,13 +213,16 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         at = None if ttl is None and expires_at is None else when(ttl, expires_at, self._clock())
         given = list(records)
         if at is None and self._transaction is None and are_dicts(given):
-            # First a copy: what another thread does to the records changes nothing.
-            copies = kept(list(map(dict.copy, given)))
-            keys = self._keys.all_plain(copies) if copies is not None else None
+            plain = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
+            copies = kept(plain)
+            keys = self._keys.all_plain(plain) if copies is not None else None
             if copies is not None and keys:
-                if not are_dicts(copies):
-                    copies = [Nested(one.copy()) if type(one) is Nested else one for one in copies]
-                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))
+                if copies is not plain:  # What is nested, they share with what was given.
+                    plain = [one.copy() for one in copies]
+                    copies = [
+                        Nested(mine) if type(one) is Nested else mine for one, mine in zip(copies, plain, strict=True)
+                    ]
+                self._append(encode_upserts(plain), list(zip(keys, copies, strict=True)))
                 return
         pairs = [self._upserting(record, at) for record in given]
         if pairs:

@@ -33,7 +33,6 @@ from microdb.values import (
     Expiring,
     Nested,
     Record,
-    are_dicts,
     check,
     checked,
     is_sound,
@@ -187,17 +186,15 @@ def is_carried(payload: Payload) -> bool:
 def encode_upserts(records: list[Record]) -> bytes:
     """The payload that upserts records, one after the other: a tenth of the price of `join` of their items.
 
-    None of them may be one that expires.
-
     Raises:
         RecordError: A str in one of them has no UTF-8 form, or a name only equals one; or it would be longer than a
             frame may be.
     """
     try:
-        payload = _packed(records if are_dicts(records) else list(map(dict, records)))
+        payload = _packed(records)
     except (UnicodeEncodeError, KeyError):  # A KeyError for want of a form.
         for record in records:
-            checked(dict(record))
+            checked(record)
         raise  # pragma: no cover  # One of them was refused.
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise _too_large(len(payload))
