@@ -14,7 +14,6 @@ import gc
 import inspect
 import itertools
 import logging
-import math
 import os
 import random
 import sys
@@ -362,16 +361,6 @@ def _news_that_are_gone(scene):
     scene.forget_history()
 
 
-def _outgrow(scene):
-    """The next write is to begin a save."""
-    wait_for_savers()
-    saves = scene.mdb._auto_save
-    saves.above = math.inf
-    for _ in range(20):
-        scene.mdb.upsert(BASE[1])
-    saves.above = 0
-
-
 def _expire(scene):
     """One record will expire some day, and another has."""
     scene.mdb.upsert(NEW[0], ttl=DAY_S)
@@ -416,7 +405,7 @@ ACTS = {
     "save": Act(lambda s: s.mdb.save()),
     "save in lock": Act(_save_in_lock),
     "automatic save": Act(
-        lambda s: s.mdb.upsert(NEW[0]), [lambda t: upsert(t, NEW[0])], _outgrow, options={"auto_save_bytes": 1}
+        lambda s: s.mdb.upsert(NEW[0]), [lambda t: upsert(t, NEW[0])], options={"auto_save_bytes": 1}
     ),
     "upsert what expires": Act(lambda s: s.mdb.upsert(NEW[0], ttl=DAY_S), [lambda t: upsert(t, NEW[0])]),
     "iterate what expires": Act(lambda s: list(s.mdb), before=_expire, given=lambda t: upsert(t, NEW[0])),
