@@ -195,7 +195,7 @@ MUTANTS = [
     Mutant(
         "a batch is appended in parts",
         "mapping.py",
-        "                self._append(encode_upserts(copies), list(zip(keys, copies, strict=True)))\n",
+        "                self._append(encode_upserts(plain), list(zip(keys, copies, strict=True)))\n",
         """                for one in zip(keys, copies, strict=True):
                     self._append(encode_upserts([one[1]]), [one])
 """,
