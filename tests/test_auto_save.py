@@ -117,7 +117,8 @@ def test_what_another_has_saved_meanwhile_is_not_saved_again(open_db):
     assert mdb.stats().saves == 1
     fill(mdb, mdb._auto_save.above)
     mdb._auto_save.wait()
-    assert mdb.stats().saves == 2, "and the next one comes in its time"
+    # Two, if the first has ended before all that is to outgrow the log was written.
+    assert mdb.stats().saves in (2, 3), "and the next one comes in its time"
 
 
 def test_while_another_saves_it_gives_up_at_once_and_that_is_no_trouble(open_db, log_text):
