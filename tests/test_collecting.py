@@ -36,6 +36,8 @@ def test_opening_leaves_it_as_before(open_db, was_enabled):
 
 def test_what_was_made_within_is_not_looked_at_when_it_ends():
     gc.collect()
+    if gc.get_freeze_count():
+        pytest.skip("this Python, 3.12, has frozen objects of its own, and what is frozen stays so")
     kept = []
     gc.collect()  # It is done only twice between two of these.
     with collecting.paused():
