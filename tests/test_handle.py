@@ -334,22 +334,25 @@ def test_who_writes_behind_a_save_leaves_what_was_before_it_for_later(open_db, w
     assert mdb._log.generations.before is None, "the old log can go"
 
 
-def test_who_writes_behind_two_saves_reads_what_was_before_them_if_it_is_kept(open_db, wal):
-    mdb, other = open_db(), open_db()
-    for name in "ab":
+def write_behind_saves(mdb, other, names):
+    """Two handles write in turn, and the one that reads nothing stands behind the saves of the other."""
+    for name in names:
         other.upsert({"id": name})
         other.save()
         mdb.upsert({"id": name.upper()})
+        yield
+
+
+def test_who_writes_behind_two_saves_reads_what_was_before_them_if_it_is_kept(open_db):
+    mdb, other = open_db(), open_db()
+    list(write_behind_saves(mdb, other, "ab"))
     assert mdb._position.generation == 1
     assert list(mdb) == list(other) == [("a",), ("A",), ("b",), ("B",)]
 
 
 def test_who_loads_the_table_anew_keeps_no_log_open_that_is_gone(open_db, wal):
     mdb, other = open_db(), open_db()
-    for name in "abc":
-        other.upsert({"id": name})
-        other.save()
-        mdb.upsert({"id": name.upper()})
+    for _ in write_behind_saves(mdb, other, "abc"):
         for path in wal.folder.glob("*.history"):
             path.unlink()
     assert mdb._log.generations.before is not None
