@@ -47,6 +47,7 @@ def _make_old() -> None:
 
     The garbage of the program goes with it, and the next look at all is put off. So it is done for much only, and twice
     between two such looks, for log and snapshot: else who opens tables again and again would keep its garbage for ever.
+    And not where something is frozen, which would be thawed: so never in Python 3.12, which freezes objects of its own.
     """
     looks = gc.get_stats()[-1]["collections"]
     if gc.get_count()[0] > _MANY and looks != _looks[0] and not gc.get_freeze_count():

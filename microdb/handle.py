@@ -320,13 +320,8 @@ class Handle(OpenTable):
     def _save(self, encode: Encode, *, timeout_s: float | None, save_timeout_s: float | None = None) -> None:
         if not isinstance(self._log, FileLog):
             raise TypeError("a table in memory has no file of its own; save(filename)")
-        with self._telling():
-            try:
-                save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
-            except MicroDBError:
-                if self._pid == CLOSED:  # By another thread: then what it found in the files was not their fault.
-                    raise ClosedError(IS_CLOSED) from None
-                raise
+        with self._telling(), self._noticing_a_close():
+            save(self, self._log, encode, timeout_s=timeout_s, save_timeout_s=save_timeout_s)
 
     # Opening, closing, forking.
 

@@ -346,14 +346,20 @@ class OpenTable:
     def _load_anew(self, timeout_s: float | None = None) -> None:
         """The table's position is lost, or what follows it is gone. Under the table lock."""
         self._position = None
-        try:
+        with self._noticing_a_close():
             start = self._log.load(timeout_s)
-        except MicroDBError:
-            if self._pid == CLOSED:  # By a signal handler, which has taken the files away.
-                raise ClosedError(IS_CLOSED) from None
-            raise
         self._load(start)
         notes.add(notes.DEBUG, "%s: loaded anew, %d records at %s", self._log.name, len(self._records), self._position)
+
+    @contextlib.contextmanager
+    def _noticing_a_close(self) -> Iterator[None]:
+        """Whoever is closed within, by a handler or another thread, is told that, not what is wrong with the files."""
+        try:
+            yield
+        except MicroDBError:
+            if self._pid == CLOSED:
+                raise ClosedError(IS_CLOSED) from None
+            raise
 
     def _close(self) -> None:
         let_go = self._log.close if self._pid == os.getpid() else self._log.detach

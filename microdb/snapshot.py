@@ -102,8 +102,7 @@ def decode(data: bytes, path: str) -> list[Record]:
         raise CorruptError(path, f"nested deeper than any record; {REMEDY}") from None
     except ValueError as error:
         return _from_literals(data, path, error)
-    records = kept(found) if not has_tags and type(found) is list else None
-    return _from_json(found, path) if records is None else records
+    return _from_json(found, path, has_tags=has_tags)
 
 
 def load(data: bytes, path: str, keys: PartitionKeys) -> dict[Key, Record]:
@@ -214,9 +213,12 @@ class _Source(NamedTuple):
         return CorruptError(self.path, f"{reason}; {REMEDY}", offset=offset)
 
 
-def _from_json(found: Any, path: str) -> list[Record]:
+def _from_json(found: Any, path: str, *, has_tags: bool) -> list[Record]:
     if type(found) is not list:
         raise CorruptError(path, f"this is {_kind(found)}, not a list of records or a grid; {REMEDY}")
+    records = None if has_tags else kept(found)
+    if records is not None:
+        return records
     return _records(found, _Source(path, None, json_values.decode_record, json_values.decode_row))
 
 

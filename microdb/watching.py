@@ -9,7 +9,6 @@ import time
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
-from itertools import chain
 from typing import Any, Final, Self
 
 from microdb.changes import Change
@@ -363,10 +362,10 @@ class Watching(Claims):
 
     def _changes_of(self, payload: Payload) -> list[Change]:
         """See `feed.Source`."""
-        # What a save carries over is known already, or will be with the table.
-        return (
-            [] if is_carried(payload) else list(chain.from_iterable(changes_in([payload], self._keys, self._log.name)))
-        )
+        if is_carried(payload):
+            return []  # What a save carries over is known already, or will be with the table.
+        (changes,) = changes_in([payload], self._keys, self._log.name)
+        return changes
 
     def _sleep(self, bell: Bell, head: int, timeout_s: float | None) -> None:
         """See `feed.Source`."""

@@ -49,11 +49,8 @@ def test_a_table_in_memory_is_open_here_alone(open_db):
     assert open_db(":memory:").stats().pids == (os.getpid(),)
 
 
-def test_where_the_system_tells_nothing_nobody_is_named(open_db, monkeypatch):
-    def missing(*_, **__):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(locks, "open", missing, raising=False)
+def test_where_the_system_tells_nothing_nobody_is_named(open_db, monkeypatch, tmp_path):
+    monkeypatch.setattr(locks, "_LOCKS", str(tmp_path / "missing"))
     stats = open_db().stats()
     assert (stats.pids, stats.positions) == ((), {})
 

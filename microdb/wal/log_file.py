@@ -148,9 +148,10 @@ def place_of(log: LogFile, sequence: int) -> Position:
 
 
 def end_from(log: LogFile, begin: int, offset: int) -> Position | None:
-    """The position at a published offset, from nothing but the frames from `begin` on; None if they do not tell.
+    """The position at a published offset, told by the one frame from `begin` to there; None if that is none.
 
-    Each is checked as ever. Only that the first one is the one that belongs there, is not.
+    It is checked by the crc before it. Before the first write to a log, when no frame is known to be the last, all are
+    read.
     """
     file, header = log
     begin = max(header.end, begin)
