@@ -24,7 +24,7 @@ from portalocker.constants import LockFlags
 from portalocker.portalocker import FlockLocker
 
 from microdb.errors import LockTimeoutError, ReentrantError
-from microdb.files import OS, File
+from microdb.files import File, Files
 
 __all__ = [
     "REENTRANT",
@@ -432,7 +432,7 @@ def holders(file: tuple[int, int]) -> tuple[int, ...]:
     place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
     try:
         # As microdb's own files: one that an interrupt leaves open is closed with the last who refers to it.
-        text = OS.open(_LOCKS).read_at(0, _LOCKS_BYTES_MAX).decode()
+        text = Files().open(_LOCKS).read_at(0, _LOCKS_BYTES_MAX).decode()
     except FileNotFoundError:  # Another system.
         return ()
     lines = [line.split() for line in text.splitlines() if place in line]
