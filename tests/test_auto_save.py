@@ -122,6 +122,17 @@ def test_what_another_has_saved_meanwhile_is_not_saved_again(open_db):
     assert mdb.stats().saves == 2, "and the next one comes in its time"
 
 
+def test_who_only_writes_behind_others_saves_when_the_log_is_long_enough(open_db):
+    mdb, other = open_db(auto_save_bytes=2_000), open_db(auto_save=False)
+    other.upsert(A)
+    for _ in range(100):
+        mdb.upsert({"id": "filler", "text": TEXT})
+        if mdb._auto_save._thread is not None:
+            break
+    mdb._auto_save.wait()
+    assert mdb.stats().saves == 1
+
+
 def test_while_another_saves_it_gives_up_at_once_and_that_is_no_trouble(open_db, log_text):
     faulty = Faulty()
     mdb, other = open_db(auto_save_bytes=2_000), open_db(auto_save=False, files=faulty)

@@ -71,6 +71,17 @@ def test_who_opens_tables_again_and_again_does_not_keep_its_garbage(size):
     assert most < 100_000, "of twice as many"
 
 
+def test_small_tables_leave_it_to_the_large_one():
+    if gc.get_freeze_count():
+        pytest.skip("this Python, 3.12, has frozen objects of its own, and what is frozen stays so")
+    gc.collect()
+    for count in (10, 10, 10, 100_000):
+        with collecting.paused():
+            kept = [[] for _ in range(count)]
+    old = set(map(id, gc.get_objects(generation=2)))
+    assert sum(id(one) in old for one in kept) == 100_000
+
+
 def test_what_the_program_has_frozen_stays_so():
     gc.freeze()
     try:

@@ -235,13 +235,14 @@ def test_who_takes_the_lock_far_behind_a_save_between_its_renames_waits_no_longe
         saver.save()
         for history in wal.folder.glob("*.history"):
             history.unlink()
+    saver.upsert({"id": "c"})  # So the new snapshot is another than that which the log in use follows.
     with (
         stopped_between_its_renames(saver, faulty, path.parent),
         pytest.raises(microdb.LockTimeoutError, match=r"not free within 0\.01 s"),
         mdb.lock(timeout=0.01),
     ):
         pytest.fail("a save holds it")
-    assert list(mdb.all()) == [A, B]
+    assert list(mdb.all()) == [A, B, {"id": "c"}]
 
 
 def test_a_child_without_files_of_its_own_that_reads_between_the_two_renames_waits_for_the_end(open_db, path):
