@@ -531,7 +531,8 @@ def drop_traceback(error):
 
 
 def check(scene, states):
-    """Memory is the disk is one of the states; nothing is locked or left about."""
+    """Memory is the disk is one of the states; nothing is locked or left about, and garbage is collected as before."""
+    assert gc.isenabled(), "the garbage collector was left off"
     scene.settle()
     wait_for_savers()
     found = scene.guest.visit(scene.path, ("upsert", {"id": "guest"}))
