@@ -17,8 +17,8 @@ __all__ = ["paused"]
 _MANY: Final = 10_000
 """Objects, of which a look at all takes long enough to be put off."""
 
-_pausing: list[int] = []
-"""The threads that hold it off."""
+_pausing: Final[dict[object, int]] = {}
+"""Who holds it off, and in which thread."""
 _looks: Final = deque([-1, -1], 2)
 """How often all had been looked through as that was last put off, and the time before."""
 
@@ -27,19 +27,26 @@ _looks: Final = deque([-1, -1], 2)
 def paused() -> Iterator[None]:
     """Collect nothing within a block; then go on as before. For the whole process, all its threads."""
     was_enabled = gc.isenabled()
-    thread = threading.get_ident()
+    pause = object()
     try:
-        _pausing.append(thread)
-        gc.disable()
-        yield
-    finally:
-        if was_enabled:
-            try:
+        try:
+            _pausing[pause] = threading.get_ident()
+            gc.disable()
+            yield
+            if was_enabled:
                 _make_old()
-            finally:
-                gc.enable()
-        with contextlib.suppress(ValueError):
-            _pausing.remove(thread)
+        finally:
+            _end(pause, was_enabled)
+    except BaseException:
+        # An interrupt may have come within the first time; twice does no harm.
+        _end(pause, was_enabled)
+        raise
+
+
+def _end(pause: object, was_enabled: bool) -> None:  # noqa: FBT001  # Private.
+    if was_enabled:
+        gc.enable()
+    _pausing.pop(pause, None)
 
 
 def _make_old() -> None:
@@ -60,7 +67,7 @@ def _make_old() -> None:
 
 def _after_in_child() -> None:
     # The threads that would end their pause are not here.
-    if _pausing and threading.get_ident() not in _pausing:
+    if _pausing and threading.get_ident() not in _pausing.values():
         _pausing.clear()
         gc.enable()
 

@@ -11,7 +11,8 @@ import pytest
 import microdb
 from children import spawned
 from crash import interrupts
-from crash.interrupts import ACTS, Bomb, Guest, Scene, be_guest, descriptors, go_off, grow, starve
+from crash.interrupts import ACTS, Bomb, Guest, Scene, be_guest, descriptors, drop_traceback, go_off, grow, starve
+from microdb import collecting
 from microdb.files import File, Files
 
 A = {"id": "a", "n": 1}
@@ -72,6 +73,24 @@ def test_whatever_is_raised_at_a_place_leaves_memory_as_the_disk_and_nothing_loc
         raise
     finally:
         scene.close()
+
+
+def hold_off():
+    with collecting.paused():
+        return
+
+
+def test_whatever_is_raised_while_garbage_is_not_collected_it_is_collected_then():
+    number, went_off = 0, True
+    while went_off:
+        number += 1
+        bomb = Bomb(MemoryError("bomb"), number, lines=True)
+        bomb.run(hold_off)
+        drop_traceback(bomb.error)
+        went_off = bomb.where is not None
+        assert gc.isenabled(), bomb.where
+        assert not collecting._pausing, bomb.where
+    assert number > 10, "so many lines it has at least"
 
 
 def grows(scene, act, bombs):
