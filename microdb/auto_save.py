@@ -34,7 +34,16 @@ class AutoSave:
     """
 
     def __init__(self, log: FileLog | MemoryLog, min_bytes: int | None, timeout_s: float | None) -> None:
-        """Save above `min_bytes`; None: never."""
+        """Save above `min_bytes`; None: never.
+
+        Raises:
+            TypeError: That is no number of bytes.
+            ValueError: It is below 0.
+        """
+        if min_bytes is not None and (isinstance(min_bytes, bool) or not isinstance(min_bytes, int)):
+            raise TypeError(f"auto_save_bytes is a number of bytes, found {min_bytes!r:.60}; never: auto_save=False")
+        if min_bytes is not None and min_bytes < 0:
+            raise ValueError(f"auto_save_bytes is a number of bytes, found {min_bytes!r:.60}")
         self._log = log
         self._min_bytes = min_bytes
         self._timeout_s = timeout_s

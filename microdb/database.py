@@ -14,12 +14,13 @@ from microdb.files import OS, Files
 from microdb.finder import index_fields
 from microdb.keys import PartitionKeys
 from microdb.open_table import CLOSED, records_of
-from microdb.paths import Paths, resolved
+from microdb.paths import MEMORY, Paths, refuse_folder, resolved
 from microdb.query import Query, conditions
 from microdb.recovery import recover
 from microdb.save import Encode, export
 from microdb.stats import Stats
 from microdb.table import Records
+from microdb.timeouts import seconds
 from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
@@ -29,9 +30,8 @@ from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
 from microdb.watching import Watching
 
-__all__ = ["MEMORY", "Durability", "MicroDB"]
+__all__ = ["Durability", "MicroDB"]
 
-MEMORY: Final = ":memory:"
 AUTO_SAVE_BYTES: Final = 64 << 20
 
 Durability = Literal["process", "power"]
@@ -101,6 +101,8 @@ class MicroDB(Watching):
             StorageError: They are keyed by other fields, or the file system cannot share memory.
             LockTimeoutError: Only with a timeout.
             OSError: As the system says.
+            TypeError: An argument is of the wrong type; which, and what it should be. Nothing was made.
+            ValueError: An argument has a value that means nothing. Nothing was made.
         """
         if durability not in ("process", "power"):
             raise ValueError(f'durability is "process" or "power", found {durability!r}')
@@ -117,7 +119,7 @@ class MicroDB(Watching):
             sync=durability == "power",
             read_only=read_only,
             auto_save_bytes=auto_save_bytes if auto_save else None,
-            timeout_s=timeout,
+            timeout_s=seconds(timeout),
             clock=clock,
         )
         self._indexes = hashed
@@ -328,6 +330,8 @@ class MicroDB(Watching):
             ConflictError: The snapshot was edited since it was read, or another database lives at `filename`.
             LockTimeoutError: Another save, or a writer, did not end in time.
             OSError: Nothing was changed.
+            TypeError: A table in memory has no file of its own; or `timeout` is no number.
+            ValueError: `filename` is ``":memory:"``, which is no file; or `timeout` a nan.
         """
         self._save_to(filename, snapshot.encode_list, timeout)
 
@@ -411,12 +415,12 @@ class MicroDB(Watching):
     # Inside.
 
     def _save_to(self, filename: StrPath | None, encode: Encode, timeout: float | None) -> None:
+        timeout_s = seconds(timeout, self._timeout_s)
         if filename is not None and not self._is_own(filename):
             self._export(filename, encode)
             return
         self._settle_for_write(self._timeout_s)
         self._refuse_in_transaction("save()")
-        timeout_s = self._timeout_s if timeout is None else timeout
         self._save(encode, timeout_s=timeout_s, save_timeout_s=timeout_s)
 
     def _is_own(self, filename: StrPath) -> bool:
@@ -432,7 +436,6 @@ def _log(filename: StrPath, keys: PartitionKeys, *, files: Files, read_only: boo
     if filename == MEMORY:
         return MemoryLog()
     paths = Paths(filename)
-    if os.path.isdir(paths.snapshot):
-        raise IsADirectoryError(21, "a folder is in the way of the snapshot; name a file in it", paths.snapshot)
+    refuse_folder(paths.snapshot)
     mounts.check(paths.folder)
     return FileLog(paths, keys, files=files, read_only=read_only)

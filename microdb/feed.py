@@ -16,6 +16,7 @@ from microdb.expiry import has_expired, unexpired
 from microdb.keys import Key
 from microdb.query import Query
 from microdb.table import Records
+from microdb.timeouts import seconds
 from microdb.values import UNKNOWN, Expiring, Record, Unknown
 from microdb.wal.codec import encode_upsert
 from microdb.wal.format import Payload, Position
@@ -170,11 +171,14 @@ class Watch(Iterator[Event]):
     def next(self, timeout: float | None = None) -> Event | None:
         """The next event; None if there is none within so many seconds, or if this watch is closed meanwhile.
 
+        `timeout` is a number of seconds, or None for ever; TypeError and ValueError say that it is not.
+
         >>> import microdb
         >>> microdb.MicroDB(":memory:", ["id"]).watch().next(timeout=0) is None
         True
         """
-        deadline_s = None if timeout is None else time.monotonic() + timeout
+        timeout_s = seconds(timeout)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while (event := self.take()) is None and not self._is_closed:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             if left_s is not None and left_s <= 0:
@@ -213,8 +217,9 @@ class Watch(Iterator[Event]):
         >>> event.key
         (1,)
         """
+        timeout_s = seconds(timeout)
         if not self._is_closed:
-            limits_s = [] if timeout is None else [timeout]
+            limits_s = [] if timeout_s is None else [timeout_s]
             if self._times:
                 limits_s.append(self._times[0][0] - self._source.clock())
             self._source.sleep(self._head, min(limits_s, default=None))

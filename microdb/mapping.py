@@ -10,6 +10,7 @@ from microdb.errors import ConflictError, RecordError
 from microdb.expiry import when
 from microdb.handle import Handle
 from microdb.keys import Key
+from microdb.timeouts import seconds
 from microdb.values import ABSENT, Absent, Expiring, Nested, Record, are_dicts, equal, kept, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.header import CONFLICTS, HEAD, count
@@ -378,8 +379,10 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         Raises:
             LockTimeoutError: It was not free in time; the error says who holds it.
             ReadOnlyError: This handle cannot write.
+            TypeError: `timeout` is no number of seconds.
+            ValueError: It is a nan.
         """
-        return self._lock_held(self._timeout_s if timeout is None else timeout)
+        return self._lock_held(seconds(timeout, self._timeout_s))
 
     def transaction(self, timeout: float | None = None) -> AbstractContextManager[None]:
         """Make the changes of a ``with`` block one: all or nothing, for a crash and for every reader.
@@ -399,10 +402,9 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             timeout: As of `lock`.
 
         Raises:
-            LockTimeoutError: As `lock`.
-            ReadOnlyError: As `lock`.
+            LockTimeoutError, ReadOnlyError, TypeError, ValueError: As `lock`.
         """
-        return self._transact(self._timeout_s if timeout is None else timeout)
+        return self._transact(seconds(timeout, self._timeout_s))
 
     # Inside.
 

@@ -19,7 +19,10 @@ from typing import Final
 
 from microdb.errors import StrPath
 
-__all__ = ["Paths", "resolved"]
+__all__ = ["MEMORY", "Paths", "refuse_folder", "resolved"]
+
+MEMORY: Final = ":memory:"
+"""Stands for a table without files."""
 
 _GENERATION: Final = re.compile(r"([0-9]{10})\.(log|history)")
 
@@ -27,6 +30,12 @@ _GENERATION: Final = re.compile(r"([0-9]{10})\.(log|history)")
 def resolved(filename: StrPath) -> str:
     """The absolute path of a file, links followed: all who open it by whatever name meet at the same one."""
     return os.path.realpath(os.fspath(filename))
+
+
+def refuse_folder(path: str) -> None:
+    """Raises IsADirectoryError if there is a folder where a snapshot is to stand."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(21, "a folder is in the way of the snapshot; name a file in it", path)
 
 
 class Paths:

@@ -26,7 +26,7 @@ from microdb import notes
 from microdb.errors import ConflictError, StrPath
 from microdb.files import File, Files, Identity
 from microdb.locks import held
-from microdb.paths import Paths, resolved
+from microdb.paths import MEMORY, Paths, refuse_folder, resolved
 from microdb.save_lock import save_lock
 from microdb.values import Expiring, Record
 from microdb.wal.codec import encode_carried, join, parts
@@ -258,8 +258,12 @@ def export(files: Files, filename: StrPath, pieces: Iterable[bytes]) -> None:
     Raises:
         ConflictError: Another database lives there.
         OSError: As the system says.
+        ValueError: That is no file name.
     """
+    if filename == MEMORY:
+        raise ValueError(f"{MEMORY} stands for a table without files; name a file")
     target = resolved(filename)
+    refuse_folder(target)
     if files.identity(Paths(target).folder) is not None:
         raise ConflictError(f"{target}: another database; open it and upsert into it, or choose another name")
     temporary = Paths(target).export(target)

@@ -26,6 +26,7 @@ from microdb.locks import WriteLock
 from microdb.open_table import records_of
 from microdb.query import Query
 from microdb.table import Records
+from microdb.timeouts import seconds
 from microdb.values import Record
 from microdb.wal.bell import Bell, ring
 from microdb.wal.codec import is_carried
@@ -165,6 +166,8 @@ class Watching(Claims):
 
         Raises:
             WaitTimeoutError: It did not come in time.
+            TypeError: `timeout` is no number of seconds.
+            ValueError: It is a nan.
             TransactionError: Inside ``lock()`` or ``transaction()``, where nobody else could write.
         """
         bell = Bell()
@@ -257,7 +260,7 @@ class Watching(Claims):
         """
         import asyncio  # noqa: PLC0415  # For those alone who use it.
 
-        timeout_s = self._timeout_s if timeout is None else timeout
+        timeout_s = seconds(timeout, self._timeout_s)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._settle_for_write(timeout_s)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -310,7 +313,8 @@ class Watching(Claims):
         """The steps of `wait`."""
         if isinstance(what, Query):
             what = self._query(what)
-        deadline_s = None if timeout is None else time.monotonic() + timeout
+        timeout_s = seconds(timeout)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             head = self._words[HEAD]
             found = list(what) if isinstance(what, Query) else self.get(what)
@@ -318,7 +322,7 @@ class Watching(Claims):
                 return found
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             if left_s is not None and left_s <= 0:
-                raise WaitTimeoutError(f"{self._log.name}: {what!r:.200} is not so after {timeout:g} s")
+                raise WaitTimeoutError(f"{self._log.name}: {what!r:.200} is not so after {timeout_s:g} s")
             yield head, left_s
 
     def _origin(self, since: Position | None) -> Origin:
