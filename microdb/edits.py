@@ -119,7 +119,7 @@ class Edits(RecordMapping):
         ({'name': 'Bob', 'age': 40}, False)
 
         Raises:
-            RecordError: It cannot be stored, and had to be.
+            RecordError: It cannot be stored, whether it had to be made or not.
         """
         key = self._keys.checked(stored(record))
         found = self.get(key)

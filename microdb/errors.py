@@ -1,7 +1,7 @@
 """The errors of microdb: one tree under `MicroDBError`.
 
-Each class is also the standard error that it resembles, so that `except TimeoutError` and `except ValueError` do what
-a reader expects. Each carries its facts as attributes and survives pickling. An `OSError` from the operating system is
+A class that resembles a standard error is that, too, so that `except TimeoutError` and `except ValueError` do what a
+reader expects. Each carries its facts as attributes and survives pickling. An `OSError` from the operating system is
 never wrapped: it reaches the caller as it is.
 """
 
@@ -32,7 +32,7 @@ StrPath = str | os.PathLike[str]
 
 
 class MicroDBError(Exception):
-    """Root of every error that microdb raises itself.
+    """Root of all errors of its own. Wrong arguments are a TypeError or a ValueError, a missing record is a KeyError.
 
     >>> import microdb
     >>> try:
@@ -108,7 +108,7 @@ class ConflictError(MicroDBError):
     {'id': 1, 'n': 5}
 
     Attributes:
-        found: Of `upsert` with ``expected``, the record that is there, or `ABSENT`; else None.
+        found: If it is about one record, that which is there, or `ABSENT`; else None.
     """
 
     def __init__(self, reason: str, *, found: Any = None) -> None:

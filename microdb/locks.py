@@ -327,8 +327,10 @@ class WriteLock:
 
     def timeout(self, timeout_s: float | None) -> LockTimeoutError:
         """The error that says who holds it."""
+        if self._file is None:
+            return LockTimeoutError(":memory:", timeout_s or 0, os.getpid())
         owner = self._owner_words[0] if self._owner_words is not None else None
-        return LockTimeoutError(self._file.path if self._file else ":memory:", timeout_s or 0, owner or None)
+        return LockTimeoutError(self._file.path, timeout_s or 0, owner or None)
 
 
 @contextlib.contextmanager

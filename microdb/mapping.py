@@ -167,7 +167,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         and disk with the next save; and before that, as such records are upserted, when they are many. The time is that
         of the clock of the machine: if that is set forward records expire early, if it is set back late, and one that
         is not yet gone is there again. One that is upserted anew before it is gone keeps its place. Reads of a table in
-        which records expire cost a microsecond more.
+        which records expire cost a microsecond or two more.
 
         Args:
             record: It is copied; what is done to it later changes nothing.

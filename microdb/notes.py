@@ -1,6 +1,7 @@
 """What is to be logged, put off until no lock is held: a handler may read and write the very database that it hears of.
 
-The logger is ``microdb``, of the standard `logging`. Nothing of what records hold is ever noted.
+The logger is ``microdb``, of the standard `logging`. Nothing of what records hold is noted, but for
+the traceback of a caller's own function.
 """
 
 import logging

@@ -22,7 +22,7 @@ class Stats(NamedTuple):
         log_bytes: Length of the current log.
         snapshot_bytes: Length of the snapshot; 0 where there is none.
         pids: The processes that have it open, in order, as far as the system tells: on Linux, those that are seen from
-            here.
+            here. A read-only handle counts only if somebody else had it open by then.
         owner_pid: The process that took the write lock last; None if none did.
         dirty_pid: The process that is inside a write, or died inside one; None if none is.
         saves: How many saves there were.

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import os
 import threading
 import time
 import traceback
@@ -124,7 +123,8 @@ class Watching(Claims):
         [((1,), 'done'), ((1,), 'lost')]
 
         A watch is woken within some 0.1 ms on Linux; elsewhere, and where this handle is read-only, it looks every 1 to
-        10 ms. How much of what was saved over is kept for slow ones, see `SinceLostError` and `Event`.
+        10 ms. Of what was saved over the newest 16 MiB are kept for slow ones, in 64 logs at most; one that falls further
+        behind is told a `resync`, see `Event`.
 
         Args:
             since: Where to begin: the `position` of an event, of a watch or of a database, or its four numbers, as JSON
@@ -276,7 +276,7 @@ class Watching(Claims):
                 async with asyncio.timeout(timeout_s):
                     await tasks.lock.acquire()
             except TimeoutError:
-                raise LockTimeoutError(self._log.name, timeout_s or 0, os.getpid()) from None
+                raise self._log.lock.timeout(timeout_s) from None
             with contextlib.ExitStack() as stack:
                 stack.callback(tasks.lock.release)
                 tasks.holder = task

@@ -100,7 +100,7 @@ def test_a_lock_without_a_file_excludes_threads_too():
     lock = WriteLock()
     lock.acquire()
     error = in_thread(lambda: lock.acquire(0))
-    assert (type(error), error.path, error.owner_pid) == (LockTimeoutError, ":memory:", None)
+    assert (type(error), error.path, error.owner_pid) == (LockTimeoutError, ":memory:", os.getpid())
     lock.release()
     assert in_thread(lambda: (lock.acquire(0), lock.release())) == (None, None)
 

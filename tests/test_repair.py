@@ -717,7 +717,9 @@ def test_an_edited_snapshot_goes_with_the_log_or_without_it_or_as_it_was(saved, 
     assert "in doubt: " in output
     assert "edited, or damaged where it can be read" in output
     assert "(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,) and 3 more; to take that one: --snapshot original" in output
-    assert repair("--log", "ignore", "--into", str(tmp_path / "edit.json"))[0] == 0
+    code, output = repair("--log", "ignore", "--into", str(tmp_path / "edit.json"))
+    assert code == 1
+    assert "its batches, 1 that are sound: left out" in output
     assert repair("--snapshot", "original", "--into", str(tmp_path / "was.json"))[0] == 0
     assert ids(open_db(tmp_path / "both.json")) == ["edited", "in the log"]
     assert ids(open_db(tmp_path / "edit.json")) == ["edited"]

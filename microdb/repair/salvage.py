@@ -161,6 +161,7 @@ class _Work:
         if not self._choice.with_log:
             result.records = there.records
             result.findings = [*there.findings, *result.findings]
+            self._say_what_is_left_out()
             return
         self._say_what_is_gone()
         bound = self._bound_to(found.hash)
@@ -248,6 +249,12 @@ class _Work:
             self._result.say("lost", self._paths.folder, f"{which}, and with it the changes since the last save")
         elif not self._found.has_folder:
             self._result.say("note", self._paths.folder, "there is none, so there is no log to read")
+
+    def _say_what_is_left_out(self) -> None:
+        for log in self._current:
+            if log.frames:
+                what = f"its batches, {len(log.frames)} that are sound: left out, to take the snapshot as it is"
+                self._result.say("lost", log.path, what)
 
     def _how_proved(self, rebuilt: Records) -> Finding:
         path = self._paths.snapshot
