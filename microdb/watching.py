@@ -123,8 +123,8 @@ class Watching(Claims):
         [((1,), 'done'), ((1,), 'lost')]
 
         A watch is woken within some 0.1 ms on Linux; elsewhere, and where this handle is read-only, it looks every 1 to
-        10 ms. Of what was saved over, the newest 16 MiB are kept for slow ones, in 64 logs at most. One that falls behind
-        them is told a `resync`, see `Event`.
+        10 ms. Of what was saved over the newest 16 MiB are kept for slow ones, in 64 logs at most. One that is further
+        behind is told a `resync`, see `Event`.
 
         Args:
             since: Where to begin: the `position` of an event, of a watch or of a database, or its four numbers, as JSON
