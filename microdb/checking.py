@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from microdb.errors import shown
 from microdb.indexes import IndexedRecords
 from microdb.table import Records
 from microdb.wal.codec import encode_upsert
@@ -38,12 +39,12 @@ class Report(NamedTuple):
 def differences(table: Records, stored: Records) -> Iterator[str]:
     """Where a table is not what the files say, a line each. A nan is equal to itself here."""
     for key in table.keys() - stored.keys():
-        yield f"record {key!r} is in the table, and not in the files"
+        yield f"record {shown(key):.200} is in the table, and not in the files"
     for key in stored.keys() - table.keys():
-        yield f"record {key!r} is in the files, and not in the table"
+        yield f"record {shown(key):.200} is in the files, and not in the table"
     for key in table.keys() & stored.keys():
         if encode_upsert(table[key]) != encode_upsert(stored[key]):
-            yield f"record {key!r} is another one in the files"
+            yield f"record {shown(key):.200} is another one in the files"
     if list(table) != list(stored) and table.keys() == stored.keys():
         yield "the records stand in another order in the files"
 

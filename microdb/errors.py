@@ -7,7 +7,7 @@ never wrapped: it reaches the caller as it is.
 
 import errno
 import os
-from typing import Any
+from typing import Any, Final
 
 __all__ = [
     "ClaimLostError",
@@ -88,11 +88,8 @@ class GridError(MicroDBError, ValueError):
         self.missing = missing
 
     def __str__(self) -> str:
-        try:
-            shown = repr(self.record)
-        except ValueError:  # An int beyond the interpreter's limit of digits has no repr.
-            shown = f"with the fields {list(self.record)}"
-        return f"no grid: record {shown:.500} lacks {', '.join(map(repr, self.missing))}; use save() instead"
+        missing = ", ".join(map(repr, self.missing))
+        return f"no grid: record {shown(self.record):.500} lacks {missing}; use save() instead"
 
 
 class ConflictError(MicroDBError):
@@ -146,8 +143,8 @@ class ClaimLostError(MicroDBError):
         elif self.found["owner"] is None:
             now = "is nobody's"
         else:
-            now = f"belongs to {self.found['owner']!r}, with fence {self.found['fence']}"
-        return f"the claim on record {self.key!r} with fence {self.fence} is lost: the record {now}"
+            now = f"belongs to {shown(self.found['owner']):.200}, with fence {shown(self.found['fence'])}"
+        return f"the claim on record {shown(self.key):.200} with fence {self.fence} is lost: the record {now}"
 
 
 class SinceLostError(MicroDBError):
@@ -279,3 +276,31 @@ class VersionError(StorageError):
 
 class FailedError(StorageError):
     """An earlier write or fsync failed, or the files were taken away: nothing pretends to be written."""
+
+
+_HEX_CHARS: Final = 18
+
+
+def shown(value: object) -> str:
+    """A value for people: its `repr`, but of an int with more digits than Python writes the first ones, in hex.
+
+    >>> shown((1, "a")), shown([{"n": 10**5_000}])
+    ("(1, 'a')", "[{'n': 0x31e20801036510f3...}]")
+    """
+    try:
+        return repr(value)
+    except ValueError:  # There is such an int in it.
+        return _shown_in_parts(value)
+
+
+def _shown_in_parts(value: Any) -> str:
+    kind = type(value)
+    if kind is int:
+        return f"{hex(value)[:_HEX_CHARS]}..."
+    if kind is dict:
+        return f"{{{', '.join(f'{shown(name)}: {shown(one)}' for name, one in value.items())}}}"
+    if kind is list:
+        return f"[{', '.join(map(shown, value))}]"
+    if kind is tuple:
+        return f"({', '.join(map(shown, value))}{',' * (len(value) == 1)})"
+    return f"<{kind.__name__}>"

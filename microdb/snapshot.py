@@ -23,7 +23,7 @@ from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from microdb import json_values
-from microdb.errors import CorruptError, GridError, RecordError
+from microdb.errors import CorruptError, GridError, RecordError, shown
 from microdb.keys import Key, PartitionKeys
 from microdb.values import Record, checked, kept
 
@@ -126,8 +126,8 @@ def load(data: bytes, path: str, keys: PartitionKeys) -> dict[Key, Record]:
         if key in records:
             raise CorruptError(
                 path,
-                f"record {number} has the same key {key!r} as one before it; keep one of them, or see whether "
-                f"partition_keys={list(keys.names)} is right",
+                f"record {number} has the same key {shown(key):.200} as one before it; keep one of them, or see "
+                f"whether partition_keys={list(keys.names)} is right",
             )
         records[key] = record
     return records

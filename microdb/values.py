@@ -14,7 +14,7 @@ from itertools import chain
 from types import EllipsisType, NoneType
 from typing import Any, Final, NamedTuple, TypeVar
 
-from microdb.errors import RecordError
+from microdb.errors import RecordError, shown
 
 __all__ = [
     "ABSENT",
@@ -235,7 +235,7 @@ def check(record: Record) -> None:
         raise RecordError("record", f"expected a dict, found {_name(record)}")
     for name, value in record.items():
         if type(name) is not str:
-            raise RecordError("record", f"field names are str, found {_shown(name)} ({_name(name)})")
+            raise RecordError("record", f"field names are str, found {shown(name):.60} ({_name(name)})")
         _check_str(name, "record (a field name)")
         _check(value, f"record[{name!r}]", DEPTH_MAX)
 
@@ -272,7 +272,7 @@ def _check(value: Any, path: str, depth: int) -> None:  # noqa: C901  # One bran
     elif kind is dict:
         for key, item in value.items():
             _check(key, f"{path} (a key)", depth - 1)
-            _check(item, f"{path}[{_shown(key)}]", depth - 1)
+            _check(item, f"{path}[{shown(key):.60}]", depth - 1)
     elif kind is set or kind is frozenset:
         for item in value:
             _check(item, f"{path} (a member)", depth - 1)
@@ -305,14 +305,6 @@ def _is_known(zone: zoneinfo.ZoneInfo) -> bool:
         return bool(zoneinfo.ZoneInfo(zone.key or "").key)
     except (LookupError, ValueError, OSError):
         return False
-
-
-def _shown(key: Any) -> str:
-    # The `repr` of an int refuses more digits than a limit, also within a tuple.
-    try:
-        return f"{key!r:.60}"
-    except ValueError:
-        return f"<{_name(key)}>"
 
 
 def _name(value: Any) -> str:

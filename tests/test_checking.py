@@ -8,6 +8,7 @@ import microdb
 
 A = {"id": "a", "n": 1, "tags": ["old"]}
 B = {"id": "b", "n": math.nan}
+HUGE = "record (0x31e20801036510f3...,)"
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def test_a_sound_database_is_sound_whatever_was_done_to_it(mdb, open_db):
     [
         (lambda records: records.pop(("a",)), "record ('a',) is in the files, and not in the table"),
         (lambda records: records.update({("x",): {"id": "x"}}), "record ('x',) is in the table, and not in the files"),
+        (lambda records: records.update({(10**5_000,): {}}), f"{HUGE} is in the table, and not in the files"),
         (lambda records: records[("a",)].update(n=True), "record ('a',) is another one in the files"),
         (lambda records: records[("a",)]["tags"].append(1), "record ('a',) is another one in the files"),
         (
@@ -42,7 +44,7 @@ def test_a_sound_database_is_sound_whatever_was_done_to_it(mdb, open_db):
             "the records stand in another order in the files",
         ),
     ],
-    ids=["one too few", "one too many", "another type", "another item", "another order"],
+    ids=["one too few", "one too many", "a huge one too many", "another type", "another item", "another order"],
 )
 def test_a_table_that_is_not_what_the_files_say_is_found(open_db, damage, problem):
     mdb = open_db()

@@ -26,6 +26,9 @@ from microdb.errors import (
     WaitTimeoutError,
 )
 
+HUGE = 10**5_000
+"""Python refuses to write an int of so many digits."""
+
 RESEMBLES = {
     RecordError: ValueError,
     GridError: ValueError,
@@ -146,7 +149,26 @@ def test_a_lock_timeout_says_nothing_wrong_as_an_os_error():
     assert error.strerror is None or isinstance(error.strerror, str)
 
 
-def test_a_grid_error_names_the_fields_of_a_record_that_has_no_text():
-    """Python refuses to write an int of so many digits."""
-    error = GridError({"n": 10**5_000, "m": 1}, ["x"])
-    assert str(error) == "no grid: record with the fields ['n', 'm'] lacks 'x'; use save() instead"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (HUGE, "0x31e20801036510f3..."),
+        (-HUGE, "-0x31e20801036510f..."),
+        ((HUGE,), "(0x31e20801036510f3...,)"),
+        ((HUGE, "a"), "(0x31e20801036510f3..., 'a')"),
+        ([{"n": HUGE, HUGE: 1.5}, 2], "[{'n': 0x31e20801036510f3..., 0x31e20801036510f3...: 1.5}, 2]"),
+        ({HUGE}, "<set>"),
+        ((1, ["a"], None), "(1, ['a'], None)"),
+    ],
+    ids=errors.shown,
+)
+def test_what_python_refuses_to_write_is_shown_all_the_same(value, text):
+    assert errors.shown(value) == text
+
+
+def test_errors_about_ints_of_so_many_digits_have_a_text():
+    said = str(GridError({"n": HUGE, "m": 1}, ["x"]))
+    assert said == "no grid: record {'n': 0x31e20801036510f3..., 'm': 1} lacks 'x'; use save() instead"
+    said = str(ClaimLostError((HUGE,), 1, {"owner": HUGE, "until": None, "fence": HUGE}))
+    assert said.endswith("the record belongs to 0x31e20801036510f3..., with fence 0x31e20801036510f3...")
+    assert said.startswith("the claim on record (0x31e20801036510f3...,) with fence 1 is lost")
