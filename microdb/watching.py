@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
 from microdb.changes import Change
@@ -18,6 +18,7 @@ from microdb.errors import (
     SinceLostError,
     TransactionError,
     WaitTimeoutError,
+    shown,
 )
 from microdb.feed import Event, News, Origin, Source, Watch
 from microdb.keys import Key
@@ -30,13 +31,14 @@ from microdb.values import Record
 from microdb.wal.bell import Bell, ring
 from microdb.wal.codec import is_carried
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import Payload, Position
+from microdb.wal.format import Payload, Position, position_of
 from microdb.wal.header import HEAD
 from microdb.wal.log import GoneError
 from microdb.wal.log_file import changes_in
 
-__all__ = ["Listener", "Watching"]
+__all__ = ["Listener", "Since", "Watching"]
 
+Since = Position | Sequence[int]
 Where = Query | Mapping[str, Any] | Callable[[Record], object]
 Steps = Generator[tuple[int, float | None], None, Any]
 """Gives the head, and how long to sleep there at most, whenever there is nothing to do; returns what was found."""
@@ -111,7 +113,7 @@ class Listener:
 class Watching(Claims):
     """See, or be told, when others write."""
 
-    def watch(self, *, since: Position | None = None, where: Where | None = None) -> Watch:
+    def watch(self, *, since: Since | None = None, where: Where | None = None) -> Watch:
         """The changes from now on, or from a position on: all of them, in order, by whomever, across saves.
 
         >>> import microdb
@@ -134,11 +136,13 @@ class Watching(Claims):
 
         Raises:
             SinceLostError: That position is kept no more, or is none of this database.
+            TypeError: `since` is no position; or `where` no condition, or a query of another database.
         """
+        begin = None if since is None else position_of(since, "since")
         sleep = functools.partial(self._sleep, Bell())
         source = Source(self._origin, self._news, self._changes_of, sleep, self._wake, self._clock)
         query = None if where is None else self._query(where)
-        return Watch(source, query, None if since is None else Position._make(since))
+        return Watch(source, query, begin)
 
     def wait(
         self,
@@ -180,7 +184,7 @@ class Watching(Claims):
             self._sleep(bell, head, left_s)
 
     def on_change(
-        self, callback: Callable[[Event], object], *, since: Position | None = None, where: Where | None = None
+        self, callback: Callable[[Event], object], *, since: Since | None = None, where: Where | None = None
     ) -> Listener:
         """Have a function called with each event, in a thread of its own. Ends with `Listener.close`, or the database.
 
@@ -196,12 +200,18 @@ class Watching(Claims):
             callback: The function. What it raises is logged.
             since: As for `watch`.
             where: As for `watch`.
+
+        Raises:
+            SinceLostError: As `watch`.
+            TypeError: As `watch`; or `callback` is no function.
         """
+        if not callable(callback):
+            raise TypeError(f"callback is a function, which gets each event; found {shown(callback):.60}")
         return Listener(self._log.name, self.watch(since=since, where=where), callback)
 
     # For asyncio.
 
-    def awatch(self, *, since: Position | None = None, where: Where | None = None) -> AsyncIterator[Event]:
+    def awatch(self, *, since: Since | None = None, where: Where | None = None) -> AsyncIterator[Event]:
         """As `watch`, for ``async for``. It begins now, not when it is first iterated.
 
         >>> import asyncio, microdb
@@ -322,7 +332,7 @@ class Watching(Claims):
                 return found
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             if left_s is not None and left_s <= 0:
-                raise WaitTimeoutError(f"{self._log.name}: {what!r:.200} is not so after {timeout_s:g} s")
+                raise WaitTimeoutError(f"{self._log.name}: {shown(what):.200} is not so after {timeout_s:g} s")
             yield head, left_s
 
     def _origin(self, since: Position | None) -> Origin:

@@ -162,3 +162,30 @@ def test_the_magic_of_the_page_reads_as_its_table_says():
 def test_the_examples_of_the_documentation_are_true(module):
     failed, attempted = doctest.testmod(module)
     assert (failed, attempted > 0) == (0, True)
+
+
+POSITION = layout.Position(2, 311, 40, 7)
+
+
+@pytest.mark.parametrize("given", [POSITION, tuple(POSITION), list(POSITION)])
+def test_a_position_is_given_as_such_or_by_its_numbers(given):
+    position = layout.position_of(given, "since")
+    assert (position, type(position)) == (POSITION, layout.Position)
+
+
+def test_each_number_of_a_position_fits_a_word():
+    assert layout.position_of([2**64 - 1, 0, 0, 0], "since").generation == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(None, 5, "abcd", b"abcd", {1, 2, 3, 4}, [1, 2, 3], [1, 2, 3, 4, 5]),
+        *([2**64, 1, 1, 1], [1, -1, 1, 1], [True, 1, 1, 1], [1.0] * 4, layout.Position("2", 311, 40, 7)),
+    ],
+    ids=repr,
+)
+def test_what_is_no_position_is_refused_and_named(given):
+    with pytest.raises(TypeError, match=r"^since is the position of .* or its four numbers; found ") as caught:
+        layout.position_of(given, "since")
+    assert repr(given)[:60] in str(caught.value)

@@ -446,8 +446,22 @@ def test_a_position_may_have_been_kept_as_json(either):
     kept = json.loads(json.dumps(either.position))
     either.upsert({"id": 1})
     assert [event.key for event in told(either.watch(since=kept))] == [(1,)]
-    with pytest.raises(TypeError):
-        either.watch(since=5)
+
+
+@pytest.mark.parametrize("how", ["watch", "awatch", "on_change"])
+@pytest.mark.parametrize("since", [5, "abcd", (10**400, 1, 1, 1)])
+def test_what_is_no_position_is_refused(either, how, since):
+    given = {"callback": print} if how == "on_change" else {}
+    with pytest.raises(TypeError, match="since is the position of an event, a watch, a view or a database, or its"):
+        getattr(either, how)(since=since, **given)
+
+
+@pytest.mark.parametrize("callback", ["abc", None, 5])
+def test_what_is_no_function_is_not_called(either, callback):
+    before = threading.active_count()
+    with pytest.raises(TypeError, match=f"callback is a function, which gets each event; found {callback!r}"):
+        either.on_change(callback)
+    assert threading.active_count() == before
 
 
 def test_a_query_of_another_database_is_refused(either, open_db):

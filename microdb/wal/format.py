@@ -26,6 +26,8 @@ As the seed stands in the four bytes before a frame, a frame can be checked with
 import struct
 from typing import Final, NamedTuple
 
+from microdb.errors import shown
+
 __all__ = [
     "AFTER_FAILURE",
     "BASE_BYTES",
@@ -51,6 +53,7 @@ __all__ = [
     "Payload",
     "Position",
     "head_of",
+    "position_of",
     "split_head",
 ]
 
@@ -150,6 +153,27 @@ class Position(NamedTuple):
         True
         """
         return self.generation << OFFSET_BITS | self.offset  # Not by `head_of`: it is asked for in every write.
+
+
+def position_of(given: object, argument: str) -> Position:
+    """A position as a caller gives it: itself, or its four numbers, as JSON gives them back.
+
+    >>> position_of([2, 311, 40, 7], "since")
+    Position(generation=2, offset=311, sequence=40, crc=7)
+
+    Raises:
+        TypeError: It is neither; says so of the argument of this name.
+    """
+    if not isinstance(given, tuple | list) or len(given) != len(Position._fields) or not all(map(_is_word, given)):
+        raise TypeError(
+            f"{argument} is the position of an event, a watch, a view or a database, or its four numbers; "
+            f"found {shown(given):.60}"
+        )
+    return Position._make(given)
+
+
+def _is_word(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 64
 
 
 def head_of(generation: int, offset: int) -> int:
