@@ -11,10 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any, Final, Self
 
 from microdb.edits import Edits
-from microdb.errors import ClaimLostError, RecordError
+from microdb.errors import ClaimLostError, RecordError, shown
+from microdb.expiry import seconds
 from microdb.keys import Key
 from microdb.query import Query, conditions
 from microdb.values import Record
@@ -68,8 +70,10 @@ class Claim:
 
         Raises:
             ClaimLostError: Somebody else has claimed it since, or it has ended, or is deleted.
+            TypeError: `lease` is no number. Nothing was changed.
+            ValueError: `lease` is not above 0, or not finite. Nothing was changed.
         """
-        until = time.time() + _checked(self._lease_s if lease is None else lease)
+        until = time.time() + (self._lease_s if lease is None else seconds("lease", lease))
         self._change({}, {"owner": self.owner, "until": until, "fence": self.fence})
         self.until = until
 
@@ -124,7 +128,7 @@ class Claim:
     def __repr__(self) -> str:
         """Of what, by whom and until when. That somebody else has it by now, only the table tells."""
         end = "ended" if self._has_ended else f"until {self.until:.3f}"
-        return f"<Claim on {self.key!r} by {self.owner!r}, fence {self.fence}, {end}>"
+        return f"<Claim on {shown(self.key)} by {self.owner!r}, fence {self.fence}, {end}>"
 
     def _end(self, changes: Mapping[str, Any]) -> Record:
         record = self._change(changes, {"owner": None, "until": None, "fence": self.fence})
@@ -174,9 +178,12 @@ class Claims(Edits):
 
         Raises:
             RecordError: A record that is meant has another use for the field ``claim``.
-            TypeError: The query is one of a view, or of another database.
+            TypeError: The query is one of a view, or of another database; or `lease` is no number, or `owner` no name.
+            ValueError: `lease` is not above 0, or not finite.
         """
-        lease_s = _checked(lease)
+        lease_s = seconds("lease", lease)
+        if owner is not None:
+            _check_owner(owner)
         query = self._query(where)
         with self.lock():
             now = time.time()
@@ -200,15 +207,23 @@ def _claim_of(record: Record) -> Record:
     claim = record.get(FIELD)
     if claim is None:
         return {"owner": None, "until": None, "fence": 0}
-    if type(claim) is not dict or not {"owner", "until", "fence"} <= claim.keys():
-        raise RecordError(f"record[{FIELD!r}]", f"holds {claim!r:.60}, which is no claim; name your field otherwise")
-    return claim
+    if not _is_claim(claim):
+        raise RecordError(
+            f"record[{FIELD!r}]", f"holds {shown(claim):.60}, which is no claim; name your field otherwise"
+        )
+    return claim  # type: ignore[no-any-return]  # It is a dict.
 
 
-def _checked(lease_s: float) -> float:
-    if not lease_s > 0:
-        raise ValueError(f"a lease is a number of seconds above 0, found {lease_s!r}")
-    return lease_s
+def _is_claim(found: Any) -> bool:
+    """Whether it says who has a record, until when, and with which fence."""
+    if type(found) is not dict or not {"owner", "until", "fence"} <= found.keys():
+        return False
+    return type(found["fence"]) is int and type(found["until"]) in (int, float, NoneType)
+
+
+def _check_owner(owner: object) -> None:
+    if not isinstance(owner, str) or not owner:
+        raise TypeError(f"owner is a str that names who takes it, found {shown(owner):.60}")
 
 
 def _whoever() -> str:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from microdb.errors import shown
 from microdb.keys import Key
 from microdb.values import Expiring, Record
 
-__all__ = ["has_expired", "unexpired", "when"]
+__all__ = ["has_expired", "seconds", "unexpired", "when"]
 
 
 def has_expired(record: Record | None, now: float) -> TypeGuard[Expiring]:
@@ -45,10 +46,7 @@ def when(ttl: float | None, expires_at: float | dt.datetime | None, now: float) 
     if ttl is not None and expires_at is not None:
         raise TypeError("give ttl or expires_at, not both")
     if ttl is not None:
-        seconds = _finite("ttl", "a number of seconds", ttl)
-        if seconds <= 0:
-            raise ValueError(f"ttl is a number of seconds above 0, found {ttl!r}; to remove a record, delete it")
-        return now + seconds
+        return now + seconds("ttl", ttl, "; to remove a record, delete it")
     if expires_at is None:
         return None
     if isinstance(expires_at, dt.datetime):
@@ -58,13 +56,26 @@ def when(ttl: float | None, expires_at: float | dt.datetime | None, now: float) 
     return _finite("expires_at", "a number of seconds since 1970, or a datetime with a time zone", expires_at)
 
 
+def seconds(name: str, given: Any, advice: str = "") -> float:
+    """How many seconds an argument of this name stands for.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not above 0, where one may be advised what to do, or not finite.
+    """
+    found = _finite(name, "a number of seconds", given)
+    if found <= 0:
+        raise ValueError(f"{name} is a number of seconds above 0, found {given!r}{advice}")
+    return found
+
+
 def _finite(name: str, what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {what}, found {value!r:.60}")
+        raise TypeError(f"{name} is {what}, found {shown(value):.60}")
     try:
-        seconds = float(value)
+        found = float(value)
     except OverflowError:
-        seconds = math.inf
-    if not math.isfinite(seconds):
-        raise ValueError(f"{name} is {what}, and finite; found {seconds!r}")
-    return seconds
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{name} is {what}, and finite; found {found!r}")
+    return found

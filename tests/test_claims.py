@@ -1,8 +1,11 @@
 """Claims: a job is given to one worker at a time, whoever dies, and a worker that lost its own is told."""
 
+import datetime as dt
+import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 
@@ -145,12 +148,37 @@ def test_a_block_releases_what_it_has_not_completed(mdb, clock):
         mdb.claim({"id": 1}, 60)
 
 
-@pytest.mark.parametrize("lease", [0, -1, float("nan")])
-def test_a_lease_is_above_zero(mdb, lease):
-    with pytest.raises(ValueError, match="a number of seconds above 0"):
+@pytest.mark.parametrize(
+    ("lease", "error", "says"),
+    [
+        (0, ValueError, "lease is a number of seconds above 0, found 0"),
+        (-1, ValueError, "lease is a number of seconds above 0, found -1"),
+        (math.nan, ValueError, "lease is a number of seconds, and finite; found nan"),
+        (10**400, ValueError, "lease is a number of seconds, and finite; found inf"),
+        ("60", TypeError, "lease is a number of seconds, found '60'"),
+        (dt.timedelta(1), TypeError, "lease is a number of seconds, found datetime.timedelta"),
+    ],
+)
+def test_a_lease_is_a_number_of_seconds_above_zero(mdb, lease, error, says):
+    with pytest.raises(error, match=says):
         mdb.claim({"id": 0}, lease)
-    with mdb.claim({"id": 0}, 60) as claim, pytest.raises(ValueError, match="a number of seconds above 0"):
-        claim.renew(lease)
+    with mdb.claim({"id": 0}, 60) as claim:
+        before = mdb[0,]
+        with pytest.raises(error, match=says):
+            claim.renew(lease)
+        assert mdb[0,] == before
+
+
+def test_a_claim_without_a_lease_is_refused(mdb):
+    with pytest.raises(TypeError, match="lease is a number of seconds, found None"):
+        mdb.claim({"id": 0}, None)
+
+
+@pytest.mark.parametrize("owner", [math.nan, 4711, [1], ""])
+def test_an_owner_is_named(mdb, owner):
+    with pytest.raises(TypeError, match=re.escape(f"owner is a str that names who takes it, found {owner!r}")):
+        mdb.claim({"id": 0}, 60, owner=owner)
+    assert mdb[0,] == JOBS[0]
 
 
 def test_another_use_of_the_field_is_refused(mdb):
@@ -160,6 +188,15 @@ def test_another_use_of_the_field_is_refused(mdb):
     with mdb.claim({"id": 1}, 60) as claim, pytest.raises(microdb.RecordError, match="holds the claim itself"):
         claim.complete(claim="mine")
     assert mdb[0,] == {"id": 0, "status": "undone", "claim": "mine"}
+
+
+@pytest.mark.parametrize("wrong", [{"until": "x"}, {"until": True}, {"fence": "y"}, {"fence": None}, {"fence": 1.5}])
+def test_what_only_looks_like_a_claim_is_another_use(mdb, wrong):
+    mdb.patch((0,), claim={"owner": "me", "until": 1.5, "fence": 1} | wrong)
+    before = mdb[0,]
+    with pytest.raises(microdb.RecordError, match="which is no claim; name your field otherwise"):
+        mdb.claim({"id": 0}, 60)
+    assert mdb[0,] == before
 
 
 def test_a_claim_survives_a_save_and_says_what_it_is(mdb, path, open_db):
