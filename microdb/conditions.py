@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
+from microdb.errors import shown
 from microdb.values import equal
 
 __all__ = ["OneOf", "Range", "above", "at_least", "at_most", "below", "between", "family", "one_of"]
@@ -45,7 +46,7 @@ class Range(NamedTuple):
     def __repr__(self) -> str:
         low, high = self.bounds
         return " and ".join(
-            f"{sign} {end!r}"
+            f"{sign} {shown(end)}"
             for sign, end in ((">=" if self.with_low else ">", low), ("<=" if self.with_high else "<", high))
             if end is not None
         )
@@ -61,7 +62,7 @@ class OneOf(NamedTuple):
         return any(equal(value, one) for one in self.values)
 
     def __repr__(self) -> str:
-        return f"one of {list(self.values)!r}"
+        return f"one of {shown(list(self.values))}"
 
 
 def family(value: Any) -> str | None:
@@ -135,7 +136,10 @@ def one_of(values: Iterable[Any]) -> OneOf:
 
     >>> one_of(["undone", "failed"]).holds("failed")
     True
+
+    Raises:
+        TypeError: One value is given, not several.
     """
-    if isinstance(values, str | bytes):
-        raise TypeError(f"one_of takes several values; write [{values!r}]")
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TypeError(f"one_of takes several values; write [{shown(values):.60}]")
     return OneOf(tuple(values))

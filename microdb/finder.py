@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from microdb.conditions import OneOf, Range
+from microdb.errors import shown
 
 __all__ = ["EXPIRY", "Plan", "index_fields", "plan"]
 
@@ -71,10 +72,12 @@ def index_fields(indexes: Iterable[object], argument: str) -> list[tuple[str, ..
     """
     if isinstance(indexes, str):
         raise TypeError(f"{argument} is a list; write [{indexes!r}]")
+    if not isinstance(indexes, Iterable):
+        raise TypeError(f"{argument} lists field names, or tuples of such; found {shown(indexes):.60}")
     found: list[tuple[str, ...]] = []
     for fields in indexes:
         names = (fields,) if isinstance(fields, str) else tuple(fields) if isinstance(fields, Iterable) else ()
         if not names or not all(type(name) is str for name in names):
-            raise TypeError(f"{argument} lists field names, or tuples of such; found {fields!r}")
+            raise TypeError(f"{argument} lists field names, or tuples of such; found {shown(fields):.60} in it")
         found.append(names)
     return found

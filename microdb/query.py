@@ -3,13 +3,14 @@
 Where its records come from is told by a `Source`, which may know a short way.
 """
 
-import functools
+import operator
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, Self
 
 from microdb.conditions import OneOf, Range
-from microdb.errors import RecordError
+from microdb.errors import RecordError, shown
 from microdb.values import Record, equal
 
 __all__ = ["Candidates", "Query", "Source", "conditions"]
@@ -82,6 +83,7 @@ class Query:
         [{'id': 2, 'n': 5}]
 
         Raises:
+            TypeError: A condition is none.
             ValueError: After `limit`, of which it would be a part; or one field is asked for two values.
         """
         if self._part != slice(None):
@@ -102,7 +104,15 @@ class Query:
         >>> mdb.upsert_many([{"id": 1, "n": 5}, {"id": 2}, {"id": 3, "n": 7}])
         >>> [record["id"] for record in mdb.where().order_by("n", reverse=True)]
         [3, 1, 2]
+
+        Raises:
+            TypeError: One is neither a name nor a function, or `reverse` no bool. When it is iterated: values, of which
+                one is not less than the other.
+            ValueError: After `limit`, of which it would sort the first only.
         """
+        _check_names("order_by() takes field names, and functions of a record", [f for f in fields if not callable(f)])
+        if not isinstance(reverse, int):
+            raise TypeError(f"reverse is True or False, found {shown(reverse):.60}")
         if self._part != slice(None):
             raise ValueError("order_by() after limit() would sort the first only; call it before")
         return type(self)(
@@ -119,10 +129,18 @@ class Query:
         [4, 5, 6]
 
         Raises:
-            ValueError: One is negative, or there was a limit already.
+            TypeError: One is no whole number.
+            ValueError: One is negative, or beyond what a list can hold; or there was a limit already.
         """
+        found = f"found {shown(count):.60} and offset={shown(offset):.60}"
+        try:
+            count, offset = operator.index(count), operator.index(offset)
+        except TypeError:
+            raise TypeError(f"limit() takes whole numbers, {found}") from None
         if count < 0 or offset < 0:
-            raise ValueError(f"limit() takes no negative numbers, found {count} and offset={offset}")
+            raise ValueError(f"limit() takes no negative numbers, {found}")
+        if count + offset > sys.maxsize:
+            raise ValueError(f"limit() takes numbers up to {sys.maxsize}, {found}")
         if self._part != slice(None):
             raise ValueError("limit() twice; once is enough")
         return type(self)(self._source, self._wanted, self._predicates, self._order, slice(offset, offset + count))
@@ -221,10 +239,10 @@ class Query:
 
     def __repr__(self) -> str:
         """What is asked for. Looks at no record."""
-        asked = [f"{field}={value!r}" for field, value in self._wanted.items()]
-        text = f"where({', '.join([*map(repr, self._predicates), *asked])})"
+        asked = [f"{field}={shown(value)}" for field, value in self._wanted.items()]
+        text = f"where({', '.join([*map(shown, self._predicates), *asked])})"
         for fields, reverse in self._order:
-            text += f".order_by({', '.join([*map(repr, fields), *['reverse=True'] * reverse])})"
+            text += f".order_by({', '.join([*map(shown, fields), *['reverse=True'] * reverse])})"
         if self._part != slice(None):
             behind = f", offset={self._part.start}" if self._part.start else ""
             text += f".limit({self._part.stop - self._part.start}{behind})"
@@ -233,14 +251,8 @@ class Query:
     def _stored(self) -> Iterable[Record]:
         """The stored records that are meant, in their order."""
         found: Iterable[Record] = self._matching()
-        for fields, reverse in self._order:
-            found = list(found)
-            try:
-                found.sort(key=functools.partial(_place, fields), reverse=reverse)
-            except (TypeError, ArithmeticError) as error:
-                raise TypeError(
-                    f"order_by{fields!r}: {error}; order by a function that makes them comparable"
-                ) from error
+        for order in self._order:
+            found = _sorted(list(found), order)
         return islice(found, self._part.start, self._part.stop)
 
     def _matching(self) -> Iterator[Record]:
@@ -249,6 +261,7 @@ class Query:
     def _groups(self, fields: tuple[str, ...]) -> Iterable[list[Record]]:
         if not fields:
             raise TypeError("name one field or more")
+        _check_names("fields are asked for by their names", fields)
         groups: dict[Hashable, list[Record]] = {}
         others: list[tuple[Any, list[Record]]] = []
         for record in self._stored():
@@ -278,15 +291,23 @@ def conditions(
     predicates: list[Predicate] = []
     for one in (*given, fields):
         if isinstance(one, Mapping):
+            _check_names("fields are asked for by their names", one)
             check_agree(wanted, one)
             wanted.update(one)
         elif callable(one):
             predicates.append(one)
         else:
             raise TypeError(
-                f"where() takes field=value, a mapping of such, or a function of a record; found {one!r:.60}"
+                f"where() takes field=value, a mapping of such, or a function of a record; found {shown(one):.60}"
             )
     return wanted, tuple(predicates)
+
+
+def _check_names(what: str, names: Iterable[object]) -> None:
+    """Raises TypeError, with what is wanted, if one is no name."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{what}; found {shown(name):.60}")
 
 
 def check_agree(wanted: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -305,6 +326,18 @@ def _values(record: Record, fields: tuple[str, ...]) -> Any:
     own = record.copy()
     values = tuple([own.get(field) for field in fields])
     return values[0] if len(fields) == 1 else values
+
+
+def _sorted(records: list[Record], order: _Order) -> list[Record]:
+    # By their numbers, so that what a function of the caller raises is not taken for trouble in comparing.
+    places = [_place(order.fields, record) for record in records]
+    try:
+        numbers = sorted(range(len(records)), key=places.__getitem__, reverse=order.reverse)
+    except (TypeError, ArithmeticError) as error:
+        raise TypeError(
+            f"order_by{shown(order.fields)}: {error}; order by a function that makes them comparable"
+        ) from error
+    return [records[number] for number in numbers]
 
 
 def _place(fields: tuple[str | Callable[[Record], Any], ...], record: Record) -> list[tuple[bool, Any]]:

@@ -2,6 +2,8 @@
 
 import datetime as dt
 import math
+import re
+import sys
 from decimal import Decimal
 
 import pytest
@@ -94,6 +96,12 @@ def test_bad_questions_are_refused(mdb):
         mdb.where({"country": "IT"}, country="DE")
     with pytest.raises(TypeError, match=r"one_of takes several values; write \['IT'\]"):
         microdb.one_of("IT")
+    with pytest.raises(TypeError, match=r"one_of takes several values; write \[5\]"):
+        microdb.one_of(5)
+    with pytest.raises(TypeError, match="fields are asked for by their names; found 0"):
+        mdb.where({0: 1})
+    with pytest.raises(TypeError, match="fields are asked for by their names; found 0"):
+        mdb.where().where({0: 1})
     with pytest.raises(ValueError, match=r"where\(\) after limit\(\)"):
         mdb.where().limit(3).where(country="IT")
     with pytest.raises(ValueError, match=r"order_by\(\) after limit\(\)"):
@@ -104,8 +112,41 @@ def test_bad_questions_are_refused(mdb):
         mdb.where().limit(1).limit(1)
     with pytest.raises(TypeError, match="name one field"):
         mdb.where().distinct()
+    for ask in (mdb.where().distinct, mdb.where().group_by):
+        with pytest.raises(TypeError, match="fields are asked for by their names; found 5"):
+            ask("city", 5)
     with pytest.raises(TypeError, match=r"order_by\('size',\): .*; order by a function"):
         list(mdb.where().order_by("size"))
+    with pytest.raises(TypeError, match=r"order_by\(\) takes field names, and functions of a record; found \['size'\]"):
+        mdb.where().order_by("id", ["size"])
+    with pytest.raises(TypeError, match="reverse is True or False, found None"):
+        mdb.where().order_by("id", reverse=None)
+
+
+@pytest.mark.parametrize("number", ["5", None, 1.5])
+def test_a_limit_is_of_whole_numbers(mdb, number):
+    with pytest.raises(TypeError, match=re.escape(f"limit() takes whole numbers, found {number!r} and offset=0")):
+        mdb.where().limit(number)
+    with pytest.raises(TypeError, match=re.escape(f"limit() takes whole numbers, found 1 and offset={number!r}")):
+        mdb.where().limit(1, offset=number)
+
+
+def test_a_limit_is_within_what_can_be_counted(mdb):
+    assert ids(mdb.where().order_by("id").limit(sys.maxsize - 4, offset=4)) == [5]
+    for count, offset in ((10**30, 0), (1, 10**30), (sys.maxsize, 1)):
+        with pytest.raises(ValueError, match=f"numbers up to {sys.maxsize}, found {count} and offset={offset}"):
+            mdb.where().limit(count, offset=offset)
+    with pytest.raises(ValueError, match="no negative numbers, found 1 and offset=-1"):
+        mdb.where().limit(1, offset=-1)
+
+
+@pytest.mark.parametrize("error", [TypeError, ZeroDivisionError])
+def test_what_a_function_of_the_caller_raises_is_not_reworded(mdb, error):
+    def fail(_):
+        raise error("of its own")
+
+    with pytest.raises(error, match=r"^of its own$"):
+        list(mdb.where().order_by(fail))
 
 
 def test_order_by_is_stable_and_puts_none_first(mdb):
@@ -248,9 +289,9 @@ def test_the_index_with_the_most_fields_is_taken():
 
 
 @pytest.mark.parametrize("argument", ["indexes", "sorted_indexes"])
-@pytest.mark.parametrize("bad", ["status", [1], [()], [["a", 1]]])
+@pytest.mark.parametrize("bad", ["status", None, 5, [1], [()], [["a", 1]]])
 def test_what_names_no_fields_is_no_index(open_db, path, argument, bad):
-    with pytest.raises(TypeError, match=argument):
+    with pytest.raises(TypeError, match=f"^{argument} (is a list|lists field names)"):
         open_db(**{argument: bad})
     assert not path.parent.joinpath("mdb.json.wal").exists()
 
