@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from microdb.errors import ConflictError, RecordError
+from microdb.errors import ConflictError, RecordError, shown
 from microdb.expiry import has_expired, when
 from microdb.keys import Key
 from microdb.mapping import RecordMapping
@@ -71,7 +71,10 @@ class Edits(RecordMapping):
         Raises:
             KeyError: There is no such record.
             RecordError: It cannot be stored so, or would have another key. Nothing was changed.
+            TypeError: `changes` is no mapping. Nothing was changed.
         """
+        if changes is not None and not isinstance(changes, Mapping):
+            raise TypeError(f"changes is a mapping from field to value, found {shown(changes):.60}")
         with self.edit(record_or_key, create=create) as record:
             record.update(changes or {})
             record.update(fields)
@@ -145,18 +148,26 @@ class Edits(RecordMapping):
 
         Raises:
             KeyError: There is no such record.
-            RecordError: The field holds no number. Nothing was changed.
-            TypeError: `by` is no number, or cannot be added to this one, as a float to a Decimal.
+            RecordError: The field holds no number, or the sum is none, as of a float and a huge int. Nothing was
+                changed.
+            TypeError: `field` is no name; or `by` is no number, or cannot be added to this one, as a float to a
+                Decimal.
         """
+        if not isinstance(field, str):
+            raise TypeError(f"field is the name of one, found {shown(field):.60}")
         if type(by) not in NUMBERS:
-            raise TypeError(f"by is a number, found {by!r:.60}")
+            raise TypeError(f"by is a number, found {shown(by):.60}")
         with self.edit(record_or_key, create=create) as record:
             value = record.get(field)
             if value is None:
                 value = 0
             if type(value) not in NUMBERS:
-                raise RecordError(f"record[{field!r}]", f"holds {value!r:.60}, which is no number to add to")
-            record[field] = value + by
+                raise RecordError(f"record[{field!r}]", f"holds {shown(value):.60}, which is no number to add to")
+            try:
+                record[field] = value + by
+            except ArithmeticError as error:
+                reason = f"holds {shown(value):.60}, to which {shown(by):.60} cannot be added: {type(error).__name__}"
+                raise RecordError(f"record[{field!r}]", reason) from error
         return record[field]
 
     @contextlib.contextmanager
@@ -226,7 +237,7 @@ class Edits(RecordMapping):
         if not create:
             raise KeyError(key)
         if len(key) != len(self._keys.names):
-            raise RecordError("key", f"{key!r} has not one value for each of {list(self._keys.names)!r}")
+            raise RecordError("key", f"{shown(key):.200} has not one value for each of {list(self._keys.names)!r}")
         begun = {name: value for name, value in zip(self._keys.names, key, strict=True) if value is not None}
         return _Begun(key, begun, before, None)
 
@@ -238,7 +249,8 @@ class Edits(RecordMapping):
         found = self._find_any(begun.key)
         if (None if found is None else encode_upsert(found)) != begun.before:
             raise ConflictError(
-                f"record {begun.key!r} was changed within its own edit; change what edit() or the function is given",
+                f"record {shown(begun.key):.200} was changed within its own edit; change what edit() or the function "
+                "is given",
                 found=self.get(begun.key, ABSENT),
             )
         self._put(begun.key, change, encoded)

@@ -9,7 +9,7 @@ from operator import itemgetter
 from types import NoneType
 from typing import Any, Final
 
-from microdb.errors import RecordError
+from microdb.errors import RecordError, shown
 
 __all__ = ["Key", "PartitionKeys"]
 
@@ -37,10 +37,12 @@ class PartitionKeys:
     def __init__(self, names: Iterable[str]) -> None:
         if isinstance(names, str):
             raise TypeError(f"partition_keys is a list of field names; write [{names!r}]")
+        if not isinstance(names, Iterable):
+            raise TypeError(f"partition_keys is a list of field names, found {shown(names):.60}")
         self.names: Final = tuple(names)
         for name in self.names:
             if type(name) is not str:
-                raise TypeError(f"partition_keys is a list of field names, found {name!r}")
+                raise TypeError(f"partition_keys is a list of field names, found {shown(name):.60} in it")
             if not _is_utf8(name):
                 raise ValueError(f"partition_keys: a lone surrogate in {name!a}, which has no UTF-8 form")
         if sum(map(len, self.names)) > NAMES_CHARS_MAX:
@@ -69,7 +71,28 @@ class PartitionKeys:
             return record_or_key
         if isinstance(record_or_key, Mapping):
             return self.of(record_or_key)
-        raise TypeError(f"expected a record or a key tuple {self.names}, found {record_or_key!r:.60}")
+        raise TypeError(f"expected a record or {self._no_key(record_or_key)}")
+
+    def missing(self, key: object) -> KeyError:
+        """The error of a key that is not there: the key, or if this is no tuple, how to write one.
+
+        >>> PartitionKeys(["name"]).missing("Bob")
+        KeyError("expected a key tuple ('name',), found 'Bob'; write ['Bob',]")
+        """
+        if isinstance(key, tuple):
+            return KeyError(key)
+        advice = f"; write [{shown(key):.60},]" if self._single is not None else ""
+        return KeyError(f"expected {self._no_key(key)}{advice}")
+
+    def check_hash(self, key: object) -> None:
+        """Raises TypeError, with what a key is, if this cannot be looked up."""
+        try:
+            hash(key)
+        except TypeError as error:
+            raise TypeError(f"expected {self._no_key(key)}: {error}") from None
+
+    def _no_key(self, found: object) -> str:
+        return f"a key tuple {self.names}, found {shown(found):.60}"
 
     def all_plain(self, records: Sequence[Mapping[str, Any]]) -> list[Key] | None:
         """What `checked` gives of each record, at a fraction of its price; None if any needs a closer look."""

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar, overload
 
 from microdb.changes import CLEAR, Change
-from microdb.errors import ConflictError, RecordError
+from microdb.errors import ConflictError, RecordError, shown
 from microdb.expiry import when
 from microdb.handle import Handle
 from microdb.keys import Key
@@ -57,7 +57,12 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         >>> import microdb
         >>> microdb.MicroDB(":memory:", ["job", "name"]).gen_key({"job": "clean", "name": "Bob", "what": "ever"})
         ('clean', 'Bob')
+
+        Raises:
+            TypeError: It is no record.
         """
+        if type(record) is not dict and not isinstance(record, Mapping):
+            raise TypeError(f"expected a record, found {shown(record):.60}")
         return self._keys.of(record)
 
     @overload
@@ -76,22 +81,37 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         Args:
             record_or_key: A key tuple, or anything with the key fields.
             d: The default.
+
+        Raises:
+            TypeError: It is neither, or a value in the key cannot be looked up, as a list.
         """
         key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
-        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        try:
+            record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        except TypeError:
+            self._keys.check_hash(key)
+            raise
         return d if record is None else record.copy()
 
     def __getitem__(self, key: Key) -> Record:
-        """The record with that key, as of now. Raises KeyError."""
-        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        """The record with that key, as of now. Raises KeyError; of what has no hash TypeError."""
+        try:
+            record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        except TypeError:
+            self._keys.check_hash(key)
+            raise
         if record is None:
-            raise KeyError(key)
+            raise self._keys.missing(key)
         return record.copy()
 
     def __contains__(self, record_or_key: object) -> bool:
         """Whether there is a record with the key that is given, or that a record has."""
         key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
-        return (self._records.get(key) if self._words[HEAD] == self._head else self._find(key)) is not None
+        try:
+            return (self._records.get(key) if self._words[HEAD] == self._head else self._find(key)) is not None
+        except TypeError:
+            self._keys.check_hash(key)
+            raise
 
     def __len__(self) -> int:
         """How many records there are now."""
@@ -181,7 +201,8 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         Raises:
             RecordError: It cannot be stored; which field, and why. Nothing was changed.
             ConflictError: The record is not as expected; the error has it as ``found``. Nothing was changed.
-            TypeError: `ttl` and `expires_at` are both given, or one is no time. Nothing was changed.
+            TypeError: `ttl` and `expires_at` are both given, or one is no time; or `expected` is no record, `ABSENT` or
+                None. Nothing was changed.
             ValueError: One is not finite, or `ttl` not above 0. Nothing was changed.
             OSError: The log could not be written. Nothing was changed.
         """
@@ -209,10 +230,21 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             records: As in `upsert`.
             ttl: As in `upsert`, for all of them.
             expires_at: As in `upsert`, for all of them.
+
+        Raises:
+            RecordError: One of them cannot be stored. Nothing was changed.
+            TypeError: As `upsert`; or `records` cannot be iterated. Nothing was changed.
+            ValueError: As `upsert`. Nothing was changed.
+            OSError: As `upsert`. Nothing was changed.
         """
         self._settle_for_write(self._timeout_s)
         at = None if ttl is None and expires_at is None else when(ttl, expires_at, self._clock())
-        given = list(records)
+        try:
+            given = list(records)
+        except TypeError:
+            if isinstance(records, Iterable):
+                raise  # It comes from within.
+            raise TypeError(f"upsert_many takes several records, found {shown(records):.60}") from None
         if at is None and self._transaction is None and are_dicts(given):
             plain = list(map(dict.copy, given))  # First: what another thread does to the records changes nothing.
             copies = kept(plain)
@@ -312,7 +344,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             if record is not None:
                 return record
             if default is None:
-                raise RecordError("record", f"no record with key {key!r}, and None is none")
+                raise RecordError("record", f"no record with key {shown(key):.200}, and None is none")
             self[key] = default
             return self[key]
 
@@ -409,13 +441,15 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
     # Inside.
 
     def _put_expecting(self, expected: Record | Absent | None, change: Change, encoded: bytes) -> None:
+        if not isinstance(expected, dict) and expected is not None and expected is not ABSENT:
+            raise TypeError(f"expected is a record, microdb.ABSENT or None, found {shown(expected):.60}")
         with self.lock():
             key: Any = change[0]
             found = self.get(key)
             if not _is(found, expected):
                 count(self._words, CONFLICTS)
                 raise ConflictError(
-                    f"record {key!r} is not what was expected: someone else has changed it",
+                    f"record {shown(key):.200} is not what was expected: someone else has changed it",
                     found=ABSENT if found is None else found,
                 )
             self._put(key, change, encoded)
@@ -423,7 +457,8 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
     def _put(self, key: Key, change: Change, encoded: bytes) -> None:
         """Commit the upsert of a record, which must have this key."""
         if change[0] != key:
-            raise RecordError("record", f"its key is {change[0]!r}, not {key!r}; use upsert(record)")
+            own = shown(change[0])
+            raise RecordError("record", f"its key is {own:.200}, not {shown(key):.200}; use upsert(record)")
         self._commit((change,), (encoded,), expires=type(change[1]) is Expiring)
 
     def _upserting(self, record: Record, expires_at: float | None) -> tuple[Change, bytes]:

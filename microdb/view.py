@@ -47,16 +47,19 @@ class View(Mapping[Key, Record]):
         >>> view.get({"id": 1}, "none")
         'none'
         """
-        record = self._records.get(self._keys.given(record_or_key))
+        record = self._stored(self._keys.given(record_or_key))
         return d if record is None else record.copy()
 
     def __getitem__(self, key: Key) -> Record:
-        """The record with that key. Raises KeyError."""
-        return self._records[key].copy()
+        """The record with that key. Raises KeyError; of what has no hash TypeError."""
+        record = self._stored(key)
+        if record is None:
+            raise self._keys.missing(key)
+        return record.copy()
 
     def __contains__(self, record_or_key: object) -> bool:
         """Whether there is a record with the key that is given, or that a record has."""
-        return self._keys.given(record_or_key) in self._records
+        return self._stored(self._keys.given(record_or_key)) is not None
 
     def __len__(self) -> int:
         """How many records there are."""
@@ -101,6 +104,10 @@ class View(Mapping[Key, Record]):
 
     def __exit__(self, *_: object) -> None:
         """Nothing has to be given back: a view holds no lock."""
+
+    def _stored(self, key: Key) -> Record | None:
+        self._keys.check_hash(key)
+        return self._records.get(key)
 
     def __repr__(self) -> str:
         """How many records, and of when."""

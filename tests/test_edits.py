@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 from decimal import Decimal
 
@@ -97,6 +98,36 @@ def test_a_sum_is_what_python_makes_of_it(mdb):
         mdb.increment(("bob",), "n", 0.1)
     with pytest.raises(microdb.RecordError):
         mdb.increment(("bob",), "tags")
+
+
+@pytest.mark.parametrize(
+    ("number", "by", "reason"),
+    [
+        (10**400, 1.0, "to which 1.0 cannot be added: OverflowError"),
+        (Decimal("9e999999"), Decimal("9e999999"), "cannot be added: Overflow"),
+        (Decimal("sNaN"), Decimal(1), "cannot be added: InvalidOperation"),
+    ],
+)
+def test_a_sum_that_is_none_is_refused(mdb, number, by, reason):
+    mdb.patch(("bob",), n=number)
+    with pytest.raises(microdb.RecordError, match=reason) as caught:
+        mdb.increment(("bob",), "n", by)
+    assert caught.value.field == "record['n']"
+    assert repr(mdb["bob",]["n"]) == repr(number)
+
+
+@pytest.mark.parametrize("field", [[1], None, 5])
+def test_what_is_no_name_of_a_field_is_not_incremented(mdb, field):
+    with pytest.raises(TypeError, match=re.escape(f"field is the name of one, found {field!r}")):
+        mdb.increment(("bob",), field)
+    assert mdb["bob",] == BOB
+
+
+@pytest.mark.parametrize("changes", [0, "ab", ["ab"], [("n", 2)], [], ""])
+def test_a_patch_takes_nothing_but_a_mapping(mdb, changes):
+    with pytest.raises(TypeError, match=re.escape(f"changes is a mapping from field to value, found {changes!r}")):
+        mdb.patch(("bob",), changes)
+    assert mdb["bob",] == BOB
 
 
 def test_a_bool_is_no_number_to_add_to(mdb):
@@ -217,6 +248,14 @@ def test_an_upsert_is_refused_if_it_is_not_and_the_error_has_what_is_there(mdb, 
     assert caught.value.found == pickle.loads(pickle.dumps(caught.value)).found == found
     if found is not microdb.ABSENT:
         caught.value.found["tags"].append("mine")
+    assert list(mdb.all()) == [BOB]
+
+
+@pytest.mark.parametrize("expected", [[1], "bob", microdb.UNKNOWN, type(microdb.ABSENT)])
+@pytest.mark.parametrize("key", ["bob", "eve"])
+def test_what_no_record_can_be_is_not_expected(mdb, key, expected):
+    with pytest.raises(TypeError, match=re.escape("expected is a record, microdb.ABSENT or None, found ")):
+        mdb.upsert({"id": key}, expected=expected)
     assert list(mdb.all()) == [BOB]
 
 
