@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self
 
 from microdb import mounts, snapshot
 from microdb.checking import Report, differences, misled
-from microdb.errors import MicroDBError, SinceLostError, StrPath
+from microdb.errors import MicroDBError, SinceLostError, StrPath, shown
 from microdb.expiry import unexpired
 from microdb.files import OS, Files
 from microdb.finder import index_fields
@@ -24,11 +24,11 @@ from microdb.timeouts import seconds
 from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import Position, split_head
+from microdb.wal.format import Position, position_of, split_head
 from microdb.wal.header import CONFLICTS, DIRTY, HEAD, LOCK_WAITS, OWNER, REPAIRS, SAVE_US, SAVES, TORN, positions
 from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
-from microdb.watching import Watching
+from microdb.watching import Since, Watching
 
 __all__ = ["Durability", "MicroDB"]
 
@@ -105,11 +105,13 @@ class MicroDB(Watching):
             ValueError: An argument has a value that means nothing. Nothing was made.
         """
         if durability not in ("process", "power"):
-            raise ValueError(f'durability is "process" or "power", found {durability!r}')
+            raise ValueError(f'durability is "process" or "power", found {shown(durability):.60}')
         keys = PartitionKeys(partition_keys)
         hashed, ordered = index_fields(indexes, "indexes"), index_fields(sorted_indexes, "sorted_indexes")
         if any(len(fields) > 1 for fields in ordered):
             raise TypeError(f"sorted_indexes takes single fields, found {ordered!r}")
+        if not callable(clock):
+            raise TypeError(f"clock is a function that tells the seconds since 1970, found {shown(clock):.60}")
         self.filename: Final = filename
         self.partition_keys: Final = list(keys.names)
         self.durability: Final = durability
@@ -173,7 +175,7 @@ class MicroDB(Watching):
         with self._fresh():
             return self._position
 
-    def as_of(self, position: Position | None) -> View:
+    def as_of(self, position: Since | None) -> View:
         """The table as it was at a position, if no save has come since. Costs reading the snapshot and the log.
 
         What has expired by now is not there, for a log holds no times of day.
@@ -185,22 +187,32 @@ class MicroDB(Watching):
         ...     len(mdb.as_of(before)), len(mdb)
         (0, 1)
 
+        Args:
+            position: As `position` gives it, or its four numbers, as JSON gives them back.
+
         Raises:
             SinceLostError: A save has come: what was before it cannot be told any more. Or it is no position of this
-                database.
+                database, or None.
+            TypeError: It is none at all.
         """
-        if isinstance(self._log, MemoryLog) or position is None:
+        at = None if position is None else position_of(position, "position")
+        if isinstance(self._log, MemoryLog):
             raise SinceLostError("a table in memory, or without a log, keeps no history")
+        if at is None:
+            raise SinceLostError(
+                f"{self._log.name}: None is the position of a snapshot that nobody has written a log to, which keeps "
+                "no history"
+            )
         self._settle()
         try:
-            start = self._log.load_as_of(position)
+            start = self._log.load_as_of(at)
         except GoneError:
             raise SinceLostError(
-                f"{self._log.name}: {position} is not in the log, which begins with the last save; the table of then "
+                f"{self._log.name}: {at} is not in the log, which begins with the last save; the table of then "
                 "cannot be told any more"
             ) from None
         records = records_of(start, self._log.name, self._keys)
-        return View(unexpired(records, self._clock()), self._keys, position)
+        return View(unexpired(records, self._clock()), self._keys, at)
 
     # Looking.
 
@@ -234,7 +246,7 @@ class MicroDB(Watching):
 
     def __str__(self) -> str:
         """The records as a list."""
-        return str(list(self.all()))
+        return shown(list(self.all()))
 
     def __repr__(self) -> str:
         """How it was opened, and how much this process last saw in it. Looks at no file, and waits for nobody."""
@@ -255,9 +267,7 @@ class MicroDB(Watching):
         >>> mdb.pprint_all()
         [{'id': 1, 'n': 5}]
         """
-        import pprint  # noqa: PLC0415  # It imports a good deal.
-
-        pprint.pprint(list(self.all()))  # noqa: T203  # That is what it is for.
+        _pprint(list(self.all()))
 
     def pprint_all_as_grid(self) -> None:
         """Print the field names, then one row a record.
@@ -270,9 +280,7 @@ class MicroDB(Watching):
         Raises:
             GridError: A record lacks a field that another has.
         """
-        import pprint  # noqa: PLC0415  # As above.
-
-        pprint.pprint(snapshot.grid(list(self.all())))  # noqa: T203  # That is what it is for.
+        _pprint(snapshot.grid(list(self.all())))
 
     def stats(self) -> Stats:
         """How the database is now, and who has it open. Costs some system calls.
@@ -430,6 +438,21 @@ class MicroDB(Watching):
         with self._whole() as records:
             found: Sequence[Record] = list(records.values())
         export(self._log.files if isinstance(self._log, FileLog) else OS, filename, encode(found))
+
+
+def _pprint(rows: list[Any]) -> None:
+    import pprint  # noqa: PLC0415  # It imports a good deal.
+
+    class Printer(pprint.PrettyPrinter):
+        """Shows also those ints of which Python writes no decimals."""
+
+        def format(self, *given: Any) -> tuple[str, bool, bool]:
+            try:
+                return super().format(*given)
+            except ValueError:
+                return shown(given[0]), False, False
+
+    Printer().pprint(rows)
 
 
 def _log(filename: StrPath, keys: PartitionKeys, *, files: Files, read_only: bool) -> FileLog | MemoryLog:

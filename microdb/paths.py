@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Final
 
-from microdb.errors import StrPath
+from microdb.errors import StrPath, shown
 
 __all__ = ["MEMORY", "Paths", "refuse_folder", "resolved"]
 
@@ -28,8 +28,15 @@ _GENERATION: Final = re.compile(r"([0-9]{10})\.(log|history)")
 
 
 def resolved(filename: StrPath) -> str:
-    """The absolute path of a file, links followed: all who open it by whatever name meet at the same one."""
-    return os.path.realpath(os.fspath(filename))
+    """The absolute path of a file, links followed: all who open it by whatever name meet at the same one.
+
+    Raises:
+        TypeError: It is no str, and no path that gives one.
+    """
+    name: object = os.fspath(filename) if isinstance(filename, os.PathLike) else filename
+    if not isinstance(name, str):
+        raise TypeError(f"a filename is a str or a path, found {shown(filename):.60}")
+    return os.path.realpath(name)
 
 
 def refuse_folder(path: str) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Final, NamedTuple
 
+from microdb.errors import shown
+
 __all__ = ["Stats"]
 
 
@@ -68,7 +70,12 @@ class Stats(NamedTuple):
 
         Args:
             database: What to call it: the value of the label ``database``.
+
+        Raises:
+            TypeError: That is no str.
         """
+        if not isinstance(database, str):
+            raise TypeError(f"database is what to call it, a str; found {shown(database):.60}")
         label = database.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
         lines = []
         for field, kind, text in _METRICS:

@@ -3,18 +3,24 @@
 import os
 import pathlib
 import re
+from collections import ChainMap
 
 import pytest
 
 from bad_input_children import KEYS, Peer, contents, records, refusal
 from microdb import (
+    ABSENT,
     ClosedError,
     ConflictError,
     CorruptError,
     MicroDB,
     ReadOnlyError,
+    RecordError,
     StorageError,
+    WaitTimeoutError,
+    between,
     mounts,
+    one_of,
 )
 
 GOOD = b'[\n{"job":1,"who":"Bob"},\n{"job":2,"who":"Eve"}\n]\n'
@@ -257,8 +263,8 @@ def test_keys_in_a_tuple_or_from_an_iterator_are_as_good_as_in_a_list(written):
         (["job", "job"], ValueError, "different fields"),
         (["job", 1], TypeError, "found 1"),
         ([b"job"], TypeError, "found b'job'"),
-        (None, TypeError, "None"),
-        (1, TypeError, "int"),
+        (None, TypeError, "found None"),
+        (1, TypeError, "found 1"),
         (["\ud800"], ValueError, "surrogate"),
         (["x" * 70_000], ValueError, "names"),
     ],
@@ -276,10 +282,20 @@ def test_a_durability_that_is_none_is_refused_before_anything_is_created(path, d
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("filename", [None, 1, ["mdb.json"]])
-def test_a_file_name_that_is_none_is_refused(filename):
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize("filename", [None, 1, ["mdb.json"], b"mdb.json"])
+def test_a_file_name_that_is_none_is_refused(filename, written):
+    says = re.escape(f"a filename is a str or a path, found {filename!r}")
+    with pytest.raises(TypeError, match=says):
         MicroDB(filename, KEYS)
+    if filename is not None:
+        with MicroDB(written, KEYS) as mdb, pytest.raises(TypeError, match=says):
+            mdb.save(filename)
+
+
+def test_a_clock_that_is_none_is_refused_before_anything_is_created(path):
+    with pytest.raises(TypeError, match="clock is a function that tells the seconds since 1970, found 5"):
+        MicroDB(path, KEYS, clock=5)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_mount_whose_pages_are_not_shared_is_refused_with_the_reason_and_the_way_out(path, tmp_path, monkeypatch):
@@ -395,3 +411,132 @@ def test_a_key_that_cannot_be_hashed_is_refused(written, call):
         with pytest.raises(TypeError, match="unhashable"):
             getattr(mdb, call)(([1],))
         assert list(mdb.all()) == GOOD_RECORDS
+
+
+@pytest.mark.parametrize("look_up", [MicroDB.get, MicroDB.__getitem__, MicroDB.__contains__])
+def test_a_key_without_a_hash_is_shown_with_what_a_key_is(written, look_up):
+    with MicroDB(written, KEYS) as mdb:
+        with pytest.raises(TypeError, match=re.escape("a key tuple ('job',), found ([1],): unhashable type: 'list'")):
+            look_up(mdb, ([1],))
+        with pytest.raises(TypeError, match="never equal"):
+            look_up(mdb, (NeverEqual(),))
+
+
+class NeverEqual:
+    """The value of a caller that fails by itself."""
+
+    def __hash__(self):
+        return hash(1)
+
+    def __eq__(self, other):
+        raise TypeError("never equal")
+
+
+def test_a_name_in_place_of_a_key_is_missing_and_how_to_write_a_key_is_said(written):
+    with MicroDB(written, KEYS) as mdb, mdb.snapshot() as view:
+        for table in (mdb, view):
+            with pytest.raises(KeyError, match=re.escape("expected a key tuple ('job',), found 1; write [1,]")):
+                table[1]
+            with pytest.raises(KeyError) as caught:
+                table[9,]
+            assert caught.value.args == ((9,),)
+            with pytest.raises(TypeError, match=re.escape("found {'job': 1}: unhashable type: 'dict'")):
+                table[{"job": 1}]
+    with MicroDB(":memory:", ["job", "who"]) as mdb, pytest.raises(KeyError, match=r"'who'\), found 'clean'\"$"):
+        mdb["clean"]
+
+
+@pytest.mark.parametrize("record", [None, 1, "job", (1,), [1]])
+def test_the_key_of_what_is_no_record_is_refused(written, record):
+    with MicroDB(written, KEYS) as mdb, pytest.raises(TypeError, match=re.escape(f"a record, found {record!r}")):
+        mdb.gen_key(record)
+
+
+def test_the_key_of_any_mapping_is_told():
+    assert MicroDB(":memory:", KEYS).gen_key(ChainMap({"job": 7})) == (7,)
+
+
+def test_what_is_not_several_records_is_refused_and_what_an_iterator_raises_is_not_reworded(written):
+    def failing():
+        yield {"job": 3}
+        raise TypeError("of its own")
+
+    with MicroDB(written, KEYS) as mdb:
+        with pytest.raises(TypeError, match="upsert_many takes several records, found None"):
+            mdb.upsert_many(None)
+        with pytest.raises(TypeError, match="of its own"):
+            mdb.upsert_many(failing())
+        assert list(mdb.all()) == GOOD_RECORDS
+
+
+# ------------------------------------------------------------------------------ Ints that Python refuses to write
+
+
+HUGE = 10**5_000
+SHOWN = "0x31e20801036510f3..."
+
+
+@pytest.fixture
+def huge():
+    """A table whose one record has such a key."""
+    with MicroDB(":memory:", KEYS) as mdb:
+        mdb.upsert({"job": HUGE, "n": [HUGE]})
+        yield mdb
+
+
+def changed_within_its_edit(mdb):
+    with mdb.edit((HUGE,)) as record:
+        mdb.upsert({"job": HUGE})
+        record["n"] = 1
+
+
+ABOUT_HUGE = {
+    "get": (TypeError, lambda mdb: mdb.get(HUGE)),
+    "[]=": (RecordError, lambda mdb: mdb.__setitem__((HUGE,), {"job": 1})),
+    "expected": (ConflictError, lambda mdb: mdb.upsert({"job": HUGE}, expected=ABSENT)),
+    "setdefault": (RecordError, lambda mdb: mdb.setdefault((-HUGE,))),
+    "patch": (RecordError, lambda mdb: mdb.patch((HUGE,), job=1)),
+    "another patch": (RecordError, lambda mdb: mdb.patch((HUGE,), job=-HUGE)),
+    "create": (RecordError, lambda mdb: mdb.patch((HUGE, 1), create=True)),
+    "edit": (ConflictError, changed_within_its_edit),
+    "increment": (RecordError, lambda mdb: mdb.increment((HUGE,), "n")),
+    "increment by": (TypeError, lambda mdb: mdb.increment((HUGE,), "m", [HUGE])),
+    "wait": (WaitTimeoutError, lambda mdb: mdb.wait((-HUGE,), timeout=0)),
+    "where": (TypeError, lambda mdb: mdb.where([HUGE])),
+    "limit": (ValueError, lambda mdb: mdb.where().limit(-HUGE)),
+    "ttl": (TypeError, lambda mdb: mdb.upsert({"job": 1}, ttl=[HUGE])),
+    "a field": (RecordError, lambda mdb: mdb.upsert({"job": 1, "n": {HUGE: object()}})),
+    "a name": (RecordError, lambda mdb: mdb.upsert({HUGE: 1})),
+    "indexes": (TypeError, lambda _: MicroDB(":memory:", KEYS, indexes=[HUGE])),
+    "keys": (TypeError, lambda _: MicroDB(":memory:", [HUGE])),
+    "claim": (RecordError, lambda mdb: mdb.patch((HUGE,), claim=[HUGE]) and mdb.claim({}, 60)),
+}
+
+
+@pytest.mark.parametrize(("error", "call"), ABOUT_HUGE.values(), ids=ABOUT_HUGE)
+def test_an_error_about_a_huge_int_is_the_one_that_it_is_about_others(huge, error, call):
+    with pytest.raises(error, match="0x31e20801036510f") as caught:
+        call(huge)
+    assert type(caught.value) is error
+
+
+def test_what_holds_a_huge_int_says_what_it_is(huge, capsys):
+    assert str(huge) == f"[{{'job': {SHOWN}, 'n': [{SHOWN}]}}]"
+    huge.pprint_all()
+    assert capsys.readouterr().out == f"[{{'job': {SHOWN}, 'n': [{SHOWN}]}}]\n"
+    huge.pprint_all_as_grid()
+    assert capsys.readouterr().out == f"[['job', 'n'], [{SHOWN}, [{SHOWN}]]]\n"
+    query = huge.where(job=HUGE, n=one_of([HUGE]), m=between(HUGE, 1))
+    text = f"<Query where(job={SHOWN}, n=one of [{SHOWN}], m=>= {SHOWN} and <= 1)>"
+    assert repr(query) == text
+    assert repr(huge.watch(where=query)).startswith(f"<Watch of {text} at ")
+    assert repr(huge.claim({}, 60, owner="me")).startswith(f"<Claim on ({SHOWN},) by 'me'")
+
+
+def test_two_records_of_one_huge_key_are_refused_and_it_is_shown(path):
+    path.write_text(f'[{{"job": {{"$int": "{HUGE:#x}"}}}}, {{"job": {{"$int": "{HUGE:#x}"}}}}]')
+
+    error = refusal(path)
+
+    assert type(error) is CorruptError
+    assert f"record 2 has the same key ({SHOWN},)" in str(error)

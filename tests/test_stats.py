@@ -284,3 +284,9 @@ def test_the_position_of_a_dead_process_is_not_taken_for_that_of_a_new_one_with_
         mdb = open_db()
         mdb.upsert({"id": 1})
         assert mdb.stats().positions == {os.getpid(): 1, child.pid: 0}
+
+
+@pytest.mark.parametrize("database", [None, 5, b"jobs"])
+def test_a_database_that_is_called_nothing_has_no_metrics(either, database):
+    with pytest.raises(TypeError, match="database is what to call it, a str; found "):
+        either.stats().openmetrics(database)

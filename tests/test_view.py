@@ -99,8 +99,24 @@ def test_what_is_no_position_of_this_database_is_lost(open_db, wrong):
     mdb.upsert(A)
     with pytest.raises(microdb.SinceLostError):
         mdb.as_of(mdb.position._replace(**wrong))
-    with pytest.raises(microdb.SinceLostError, match="keeps no history"):
-        mdb.as_of(None)
+
+
+def test_no_position_is_that_of_a_snapshot_without_a_log(open_db):
+    with pytest.raises(microdb.SinceLostError, match=r"mdb.json: None .* nobody has written a log to, which keeps no"):
+        open_db().as_of(None)
+
+
+def test_a_position_may_be_given_by_its_numbers(open_db):
+    mdb = open_db()
+    mdb.upsert(A)
+    view = mdb.as_of(list(mdb.position))
+    assert (dict(view), repr(view.position)) == ({("a",): A}, repr(mdb.position))
+
+
+@pytest.mark.parametrize("wrong", ["x", 5, [1, 2, 3], {}])
+def test_what_is_no_position_at_all_is_refused(mdb, wrong):
+    with pytest.raises(TypeError, match=r"^position is the position of an event"):
+        mdb.as_of(wrong)
 
 
 def test_a_child_of_a_fork_sees_what_was_before_it_wrote_anything(open_db):
