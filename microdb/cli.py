@@ -35,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", demo, "index the standard library with several processes, kill one, lose nothing"),
         ("repair", repair, "salvage what is sound of a damaged database into a new one"),
     ):
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        # The rest of a docstring is for whoever reads the code.
+        command = commands.add_parser(name, help=summary, description=(module.__doc__ or "").partition("\n")[0])
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser

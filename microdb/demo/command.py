@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile  # noqa: TID251 - a folder of its own to play in, not a temporary name beside somebody's database
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
 from microdb.demo.index import Module, find_modules
@@ -54,10 +54,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    with suppress(ValueError):
+        number = int(text)
+        if number >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is no whole number from 1 on")
 
 
 def _complain(reason: str, code: int) -> int:
@@ -71,11 +72,17 @@ def _refusal(options: argparse.Namespace) -> str | None:
         return "it stops and kills a process with POSIX signals, which this system does not have"
     if options.path and os.path.exists(options.path):
         return f"{options.path} exists; name a new file, so that all that is in it can be judged"
+    if options.path and not _is_writable(os.path.dirname(os.path.abspath(options.path))):
+        return f"{options.path}: there is no folder for it that can be written to; make one, or name another file"
     try:
         import microdb.demo.report  # noqa: F401, PLC0415 - only here is it known that somebody wants the extra
     except ImportError:
         return _MISSING_RICH
     return None
+
+
+def _is_writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 @contextmanager
