@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
+import math
 import os
 import sys
 import tempfile
@@ -61,17 +62,19 @@ def _parser(workloads: Sequence[str], names: Sequence[str]) -> argparse.Argument
     )
     much = parser.add_argument_group("how much")
     much.add_argument("--quick", action="store_true", help="small tables and few rounds, in a minute: to see it work")
-    much.add_argument("--sizes", type=_numbers, metavar="N,…", help="of tables, ascending")
-    much.add_argument("--table", type=int, metavar="N", help="the size of the table where it does not vary")
-    much.add_argument("--processes", type=_numbers, metavar="N,…", help="how many at once")
-    much.add_argument("--threads", type=_numbers, metavar="N,…", help="how many at once")
-    much.add_argument("--backlogs", type=_numbers, metavar="N,…", help="how many changes to catch up with")
-    much.add_argument("--rounds", type=int, metavar="N", help="of each contest")
-    much.add_argument("--file-rounds", type=int, metavar="N", help="of opening, saving and the like")
-    much.add_argument("--seconds", type=float, metavar="S", help="of one measurement")
+    much.add_argument("--sizes", type=_counts, metavar="N,…", help="of tables, ascending")
+    much.add_argument("--table", type=_count, metavar="N", help="the size of the table where it does not vary")
+    much.add_argument("--processes", type=_counts, metavar="N,…", help="how many at once")
+    much.add_argument("--threads", type=_counts, metavar="N,…", help="how many at once")
+    much.add_argument("--backlogs", type=_counts, metavar="N,…", help="how many changes to catch up with")
+    much.add_argument("--rounds", type=_count, metavar="N", help="of each contest")
+    much.add_argument("--file-rounds", type=_count, metavar="N", help="of opening, saving and the like")
+    much.add_argument("--seconds", type=_seconds, metavar="S", help="of one measurement")
     where = parser.add_argument_group("where")
     where.add_argument(
-        "--folder", help="where databases are made: on the disk to be measured; by default a temporary one"
+        "--folder",
+        type=_folder,
+        help="where databases are made, on the disk to be measured; by default a temporary one",
     )
     where.add_argument("--into", help="the folder of performance.md; docs by default, nowhere with --quick")
     where.add_argument("--dry", action="store_true", help="write no documents")
@@ -81,8 +84,30 @@ def _parser(workloads: Sequence[str], names: Sequence[str]) -> argparse.Argument
     return parser
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+def _count(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        number = int(text)
+        if number >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is no whole number from 1 on")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(_count, text.split(",")))
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is no number of seconds above 0")
+
+
+def _folder(text: str) -> str:
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder; make it first")
+    return text
 
 
 def _measure(

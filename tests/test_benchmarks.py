@@ -23,7 +23,8 @@ def _package():
 
 _package()
 
-from benchmarks import contest, data, draws, report, results, targets  # noqa: E402 - The path to it stands above.
+from benchmarks import __main__ as command  # noqa: E402 - The path to it stands above.
+from benchmarks import contest, data, draws, report, results, targets  # noqa: E402 - As above.
 
 # Results.
 
@@ -201,3 +202,38 @@ def test_new_results_take_the_place_of_a_group_and_leave_the_others():
     old = [results.Result("a", 1), results.Result("a", 2), results.Result("b", None)]
     new = [results.Result("a", 3)]
     assert [result.name for result in report.merged(old, new)] == ["a @ 3", "b"]
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "reason"),
+    [
+        ("--sizes", "x", "'x' is no whole number from 1 on"),
+        ("--sizes", "10,0", "'0' is no whole number from 1 on"),
+        ("--processes", "", "'' is no whole number from 1 on"),
+        ("--threads", "1.5", "'1.5' is no whole number from 1 on"),
+        ("--backlogs", "1,,2", "'' is no whole number from 1 on"),
+        ("--table", "0", "'0' is no whole number from 1 on"),
+        ("--rounds", "0", "'0' is no whole number from 1 on"),
+        ("--file-rounds", "-1", "'-1' is no whole number from 1 on"),
+        ("--seconds", "0", "'0' is no number of seconds above 0"),
+        ("--seconds", "-1", "'-1' is no number of seconds above 0"),
+        ("--seconds", "nan", "'nan' is no number of seconds above 0"),
+        ("--seconds", "inf", "'inf' is no number of seconds above 0"),
+        ("--seconds", "x", "'x' is no number of seconds above 0"),
+        ("--folder", "/nonexistent", "'/nonexistent' is no folder; make it first"),
+    ],
+)
+def test_what_cannot_be_measured_with_is_wrong_usage(option, given, reason, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        command._parser([], []).parse_args([f"{option}={given}"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.endswith(f"python -m benchmarks: error: argument {option}: {reason}\n")
+
+
+def test_what_to_measure_with_is_taken_as_given(tmp_path):
+    given = ["--sizes", "10,20", "--rounds", "1", "--seconds", "0.5", "--folder", str(tmp_path)]
+    options = command._parser([], []).parse_args(given)
+    assert (options.sizes, options.rounds, options.seconds, options.folder) == ((10, 20), 1, 0.5, str(tmp_path))
