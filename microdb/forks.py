@@ -3,6 +3,8 @@
 A fork stops all tables where they are whole, and nothing else. A write that is under way in another thread goes on in
 the parent alone: the child closes every file that it inherits, so it needs no lock to be free. Waiting for the write
 lock instead would let a fork wait for another process, and deadlock where locks are nested.
+
+It waits for modules, too, that another thread is just importing: the child would have a half of them.
 """
 
 import logging  # noqa: F401  # So that its hooks come first: a fork then takes its lock after those of the tables.
@@ -12,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from microdb import locks
+from microdb import imports, locks
 
 __all__ = ["Forked", "notice", "register"]
 
@@ -60,9 +62,11 @@ def _before() -> None:
     for handle in handles:
         handle.stop_for_fork()
         stopped.append(handle)
+    imports.guard.acquire()
 
 
 def _after_in_parent() -> None:
+    imports.guard.release()
     for handle in _stopped.pop(threading.get_ident()):
         handle.go_on_in_parent()
 
@@ -70,6 +74,7 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _guard  # noqa: PLW0603  # A thread that does not exist here may hold the old one.
     _guard = threading.RLock()
+    imports.guard.release()
     locks.after_fork_in_child()
     stopped = _stopped.pop(threading.get_ident())
     _stopped.clear()

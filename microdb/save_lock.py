@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from microdb import imports
 from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.locks import REENTRANT, WriteLock
 
@@ -128,7 +129,8 @@ class _Holder:
             self._settled.release()
 
     def _acquired(self) -> "filelock.BaseFileLock | None":
-        import filelock  # noqa: PLC0415  # It takes longer to import than all of microdb, and many never save.
+        with imports.guard:
+            import filelock  # noqa: PLC0415  # It takes longer to import than all of microdb, and many never save.
 
         file_lock = filelock.FileLock(self._path, thread_local=False)
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s

@@ -22,7 +22,7 @@ from itertools import chain, islice
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from microdb import json_values
+from microdb import imports, json_values
 from microdb.errors import CorruptError, GridError, RecordError, shown
 from microdb.keys import Key, PartitionKeys
 from microdb.values import Record, checked, kept
@@ -140,14 +140,16 @@ def is_grid(head: bytes) -> bool:
 
 @functools.cache
 def _encoder() -> "msgspec.json.Encoder":
-    import msgspec  # noqa: PLC0415  # It takes longer to import than all of microdb, and a grid or a list may never be met.
+    with imports.guard:
+        import msgspec  # noqa: PLC0415  # It takes longer to import than all of microdb, and may never be needed.
 
     return msgspec.json.Encoder()
 
 
 @functools.cache
 def _decoder() -> "msgspec.json.Decoder[Any]":
-    import msgspec  # noqa: PLC0415  # As above.
+    with imports.guard:
+        import msgspec  # noqa: PLC0415  # As above.
 
     return msgspec.json.Decoder()
 
@@ -155,7 +157,8 @@ def _decoder() -> "msgspec.json.Decoder[Any]":
 @functools.cache
 def _flat_decoder() -> "msgspec.json.Decoder[list[Record]]":
     """Of records with nothing nested. It checks that as it goes, at no price; any other look would cost a tenth."""
-    import msgspec  # noqa: PLC0415  # As above.
+    with imports.guard:
+        import msgspec  # noqa: PLC0415  # As above.
 
     return msgspec.json.Decoder(list[dict[str, bool | int | float | str | None]])
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from microdb import imports
 from microdb.wal.header import HEAD, HEADER_BYTES, WAITING, Words
 
 __all__ = ["SLEEP_S_MAX", "Bell", "ring"]
@@ -81,7 +82,8 @@ def _futex() -> Callable[[Words, int, int, float], None] | None:
     number = _NUMBERS.get(os.uname().machine) if sys.platform == "linux" else None
     if number is None:
         return None
-    import ctypes  # noqa: PLC0415  # For those alone who wait, and whom they wait for.
+    with imports.guard:
+        import ctypes  # noqa: PLC0415  # For those alone who wait, and whom they wait for.
 
     call: Any = ctypes.CDLL(None, use_errno=True).syscall
 
