@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Final, Self
 
+from microdb import imports
 from microdb.edits import Edits
 from microdb.errors import ClaimLostError, RecordError, shown
 from microdb.expiry import seconds
@@ -190,7 +191,7 @@ class Claims(Edits):
             for record in query:
                 claim = _claim_of(record)
                 if claim["until"] is None or claim["until"] <= now:
-                    fence = max(claim["fence"], self._last_sequence()) + 1
+                    fence = self._next_fence(self.gen_key(record), claim["fence"])
                     taken = {"owner": owner or _whoever(), "until": now + lease_s, "fence": fence}
                     with contextlib.suppress(KeyError):  # It has expired in between.
                         return Claim(self, self.patch(self.gen_key(record), {FIELD: taken}), lease_s)
@@ -227,6 +228,7 @@ def _check_owner(owner: object) -> None:
 
 
 def _whoever() -> str:
-    import socket  # noqa: PLC0415  # It imports a good deal.
+    with imports.guard:
+        import socket  # noqa: PLC0415  # It imports a good deal.
 
     return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"

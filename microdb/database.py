@@ -20,7 +20,7 @@ from microdb.recovery import recover
 from microdb.save import Encode, export
 from microdb.stats import Stats
 from microdb.table import Records
-from microdb.timeouts import seconds
+from microdb.timeouts import in_seconds
 from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
@@ -121,7 +121,7 @@ class MicroDB(Watching):
             sync=durability == "power",
             read_only=read_only,
             auto_save_bytes=auto_save_bytes if auto_save else None,
-            timeout_s=seconds(timeout),
+            timeout_s=in_seconds(timeout),
             clock=clock,
         )
         self._indexes = hashed
@@ -423,7 +423,7 @@ class MicroDB(Watching):
     # Inside.
 
     def _save_to(self, filename: StrPath | None, encode: Encode, timeout: float | None) -> None:
-        timeout_s = seconds(timeout, self._timeout_s)
+        timeout_s = in_seconds(timeout, self._timeout_s)
         if filename is not None and not self._is_own(filename):
             self._export(filename, encode)
             return

@@ -16,7 +16,7 @@ from microdb.expiry import has_expired, unexpired
 from microdb.keys import Key
 from microdb.query import Query
 from microdb.table import Records
-from microdb.timeouts import seconds
+from microdb.timeouts import in_seconds
 from microdb.values import UNKNOWN, Expiring, Record, Unknown
 from microdb.wal.codec import encode_upsert
 from microdb.wal.format import Payload, Position
@@ -177,7 +177,7 @@ class Watch(Iterator[Event]):
         >>> microdb.MicroDB(":memory:", ["id"]).watch().next(timeout=0) is None
         True
         """
-        timeout_s = seconds(timeout)
+        timeout_s = in_seconds(timeout)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while (event := self.take()) is None and not self._is_closed:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
@@ -217,7 +217,7 @@ class Watch(Iterator[Event]):
         >>> event.key
         (1,)
         """
-        timeout_s = seconds(timeout)
+        timeout_s = in_seconds(timeout)
         if not self._is_closed:
             limits_s = [] if timeout_s is None else [timeout_s]
             if self._times:

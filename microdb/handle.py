@@ -14,16 +14,16 @@ from microdb import forks, notes, snapshot
 from microdb.auto_save import AutoSave
 from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
-from microdb.errors import ClosedError, FailedError, MicroDBError, ReadOnlyError, StorageError, TransactionError
-from microdb.keys import PartitionKeys
+from microdb.errors import FailedError, MicroDBError, ReadOnlyError, StorageError, TransactionError
+from microdb.keys import Key, PartitionKeys
 from microdb.locks import Level, held, is_owned, refuse_in_child, refuse_reentry
-from microdb.open_table import CLOSED, DETACHED, IS_CLOSED, NEVER, OpenTable
+from microdb.open_table import CLOSED, DETACHED, NEVER, OpenTable
 from microdb.save import Encode, save
 from microdb.table import apply
 from microdb.transaction import Transaction
 from microdb.values import Expiring, Record
 from microdb.wal.bell import ring
-from microdb.wal.codec import encode_delete, join, parts
+from microdb.wal.codec import NOTHING, encode_delete, join, parts
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import OFFSET_MAX, Position, split_head
 from microdb.wal.header import EXPIRING, HEAD, POISONED, WAITING
@@ -156,7 +156,7 @@ class Handle(OpenTable):
             if self._position is not table:
                 return is_awaited  # Another thread read in between, and has caught up with the log.
             if ahead is not None:
-                self._ahead = end
+                self._ahead = None if self._is_stuck else end
                 return is_awaited
             log, records = self._log, self._records
             self._position = None if log.keeps_all else before
@@ -172,11 +172,14 @@ class Handle(OpenTable):
 
     def _prepare_locked(self) -> None:
         """The log may be appended to, and where it ends is known; or an error says why not."""
-        if self._pid == CLOSED:
-            raise ClosedError(IS_CLOSED)
-        if self._pid == DETACHED:
+        if self._pid in (CLOSED, DETACHED):
+            self._refuse_closed()
             refuse_in_child()
-        self._log.prepare()
+        try:
+            self._log.prepare()
+        except FailedError:
+            self._refuse_closed()  # By another thread, just now: so there are no files.
+            raise
         if self._words[POISONED] and self._log.is_poisoned():
             self._leave_poisoned_locked()
         # More than once only if a signal handler writes in between.
@@ -259,6 +262,7 @@ class Handle(OpenTable):
                 raise TransactionError("this transaction began before a fork and is the parent's; nothing was written")
             if transaction.pairs:
                 changes, encoded = zip(*transaction.pairs, strict=True)
+                self._reach(max(transaction.fences.values(), default=0))
                 self._append(join(encoded), changes, expires=transaction.expires)
 
     def _end_transaction(self, transaction: Transaction) -> None:
@@ -268,12 +272,24 @@ class Handle(OpenTable):
         with self._table_lock:
             self._open_gate()
 
-    def _last_sequence(self) -> int:
-        """A number that is higher after each change, one that waits for the end of a transaction included."""
+    def _next_fence(self, key: Key, last: int) -> int:
+        """A number above the last fence of a record, and above all that it had before it was deleted. Under the lock.
+
+        For there is none above the sequence by then. A transaction adds one to that, however many fences it gives.
+        """
+        with self._fresh():
+            fence = max(last, self._position.sequence if self._position is not None else 0) + 1
+            view = self._own_view()
+            if view is not None:
+                fence = view.fences[key] = max(fence, view.fences.get(key, 0) + 1)
+            return fence
+
+    def _reach(self, fence: int) -> None:
+        """See that the next change has a sequence that is at least as high: what stands before it changes nothing."""
         with self._fresh():
             sequence = self._position.sequence if self._position is not None else 0
-        view = self._own_view()
-        return sequence if view is None else sequence + len(view.pairs)
+        for _ in range(fence - sequence - 1):
+            self._append(NOTHING, ())
 
     def _refuse_in_transaction(self, what: str) -> None:
         transaction = self._transaction
@@ -286,14 +302,12 @@ class Handle(OpenTable):
     def kept_open(self) -> Iterator[None]:
         """See `save.Source`."""
         with self._appending:
-            if self._pid == CLOSED:
-                raise ClosedError(IS_CLOSED)
+            self._refuse_closed()
             yield
 
     def capture(self) -> tuple[Sequence[Record], Position]:
         """See `save.Source`."""
-        if self._pid == CLOSED:
-            raise ClosedError(IS_CLOSED)
+        self._refuse_closed()
         self._log.prepare()
         if not self._log.is_poisoned():
             with contextlib.suppress(StorageError):  # To save is the remedy for a log that is full, or was cut.
@@ -381,4 +395,6 @@ class Handle(OpenTable):
         self._appending = threading.RLock()
         self._commits = CommitQueue()
         self._auto_save.forget_thread()
+        if is_sound and self._transaction is not None and not self._transaction.is_mine():
+            self._transaction = None  # Its thread is not here, and a new one may get the same number.
         super().begin_in_child(is_sound=is_sound)

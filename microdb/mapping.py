@@ -10,7 +10,7 @@ from microdb.errors import ConflictError, RecordError, shown
 from microdb.expiry import when
 from microdb.handle import Handle
 from microdb.keys import Key
-from microdb.timeouts import seconds
+from microdb.timeouts import in_seconds
 from microdb.values import ABSENT, Absent, Expiring, Nested, Record, are_dicts, equal, kept, stored
 from microdb.wal.codec import encode_clear, encode_delete, encode_upsert, encode_upserts
 from microdb.wal.header import CONFLICTS, HEAD, count
@@ -414,7 +414,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
             TypeError: `timeout` is no number of seconds.
             ValueError: It is a nan.
         """
-        return self._lock_held(seconds(timeout, self._timeout_s))
+        return self._lock_held(in_seconds(timeout, self._timeout_s))
 
     def transaction(self, timeout: float | None = None) -> AbstractContextManager[None]:
         """Make the changes of a ``with`` block one: all or nothing, for a crash and for every reader.
@@ -436,7 +436,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         Raises:
             LockTimeoutError, ReadOnlyError, TypeError, ValueError: As `lock`.
         """
-        return self._transact(seconds(timeout, self._timeout_s))
+        return self._transact(in_seconds(timeout, self._timeout_s))
 
     # Inside.
 

@@ -33,12 +33,11 @@ from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import changes_in
 from microdb.wal.memory_log import MemoryLog
 
-__all__ = ["CLOSED", "DETACHED", "IS_CLOSED", "NEVER", "OpenTable", "records_of"]
+__all__ = ["CLOSED", "DETACHED", "NEVER", "OpenTable", "records_of"]
 
 NEVER: Final = -1
 CLOSED: Final = -1
 DETACHED: Final = 0
-IS_CLOSED: Final = "this handle is closed; open another one"
 
 _MANY: Final = 1_000
 """Payloads; of fewer the garbage collector has not much to do."""
@@ -207,13 +206,13 @@ class OpenTable:
         A signal handler that comes in between may go further, or close the handle: it finds the table whole, or makes
         a new one, and nothing more is applied to what it leaves. A save may be in the way, for at most `timeout_s`.
         """
-        if self._pid != CLOSED and not self._log.is_followed() and self._log.must_attach_again():
-            self._position = None
-            self._attach(self._timeout_s)
+        if self._pid != CLOSED and not self._log.is_followed() and self._log.follow():
+            self._words, self._position, self._applied = self._log.words, None, NEVER
+            self._log.lock.comes_before(self._table_lock)
         while True:
             head, position, records = self._words[HEAD], self._position, self._records
             if self._pid == CLOSED:
-                raise ClosedError(IS_CLOSED)
+                self._refuse_closed()
             if head == self._applied:
                 return records
             if position is None:
@@ -320,10 +319,13 @@ class OpenTable:
         """See that this handle is open, and knows in which process it is. Reads need no more than that."""
         if self._pid == os.getpid():
             return
-        if self._pid == CLOSED:
-            raise ClosedError(IS_CLOSED)
+        self._refuse_closed()
         if self._pid != DETACHED:
             forks.notice(self, lambda: self._pid not in (os.getpid(), DETACHED))
+
+    def _refuse_closed(self) -> None:
+        if self._pid == CLOSED:
+            raise ClosedError("this handle is closed; open another one")
 
     def _attach(self, timeout_s: float | None) -> None:
         """Open the files. Waits for the write lock, so not under the table lock, which its owner may wait for."""
@@ -357,8 +359,7 @@ class OpenTable:
         try:
             yield
         except MicroDBError:
-            if self._pid == CLOSED:
-                raise ClosedError(IS_CLOSED) from None
+            self._refuse_closed()
             raise
 
     def _close(self) -> None:

@@ -18,7 +18,7 @@ from microdb.wal import header
 from microdb.wal.codec import is_carried
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import Position, split_head
-from microdb.wal.header import EXPIRING, HEAD, POISONED, TORN
+from microdb.wal.header import HEAD, POISONED, TORN
 from microdb.wal.log import Start
 from microdb.wal.log_file import LogFile, create_log, open_log, overlay_of, snapshot_hash
 from microdb.wal.reader import HeaderError, Run, later_frames, read_frames
@@ -133,9 +133,8 @@ def recover(log: FileLog, header_file: File | None) -> Start:
     overlay = Overlay() if chosen is None else overlay_of(chosen.run.payloads, log.keys, chosen.log.file.path)
     if log.read_only:
         return _start_read_only(found, decision, overlay, log)
-    end = apply(found, decision, log, header_file)
-    if Expiring in set(map(type, overlay.records.values())):
-        log.words[EXPIRING] = end.generation + 1
+    expires = Expiring in set(map(type, overlay.records.values()))
+    end = apply(found, decision, log, header_file, expires=expires)
     notes.add(notes.INFO, "%s: recovered, up to sequence %d in generation %d", log.name, end.sequence, end.generation)
     return Start(found.snapshot, overlay, end, end.head)
 
@@ -266,7 +265,7 @@ def _rot(chosen: Scanned, reason: str) -> CorruptError:
     )
 
 
-def apply(found: Found, decision: Decision, log: FileLog, header_file: File | None) -> Position:
+def apply(found: Found, decision: Decision, log: FileLog, header_file: File | None, *, expires: bool) -> Position:
     """Carry the decision out. Interrupted anywhere, it is decided the same way again. Gives the end of the log."""
     if header_file is None:
         raise AssertionError("only a read-only handle comes without a header")
@@ -285,7 +284,7 @@ def apply(found: Found, decision: Decision, log: FileLog, header_file: File | No
         log.files.unlink(dead.log.file.path)
     for inside_lock in (False, True):
         log.generations.remove_temporaries(inside_lock=inside_lock)
-    header.rebuild(log.words, header_file, found.boot_id, end=end, salt=salt, poisoned=poisoned)
+    header.rebuild(log.words, header_file, found.boot_id, end=end, salt=salt, poisoned=poisoned, expires=expires)
     if torn:
         header.count(log.words, TORN)
     if poisoned != end.generation:

@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-__all__ = ["seconds"]
+__all__ = ["in_seconds"]
 
 
-def seconds(timeout: Any, otherwise: float | None = None) -> float | None:
+def in_seconds(timeout: Any, otherwise: float | None = None) -> float | None:
     """A time-out in seconds; `otherwise` if none is given. At once if it is below 0.
 
-    >>> seconds(5), seconds(10**400), seconds(None), seconds(None, 0.5)
+    >>> in_seconds(5), in_seconds(10**400), in_seconds(None), in_seconds(None, 0.5)
     (5.0, inf, None, 0.5)
 
     Raises:

@@ -21,11 +21,13 @@ class Transaction:
     Attributes:
         pairs: What it will do, in order: each change, and the same as the log will hold it.
         expires: Whether a record that it upserts may be one that expires.
+        fences: The highest fence that it has given for a claim of each key.
     """
 
     def __init__(self, records: Records) -> None:
         self.pairs: list[tuple[Change, bytes]] = []
         self.expires = False
+        self.fences: dict[Key, int] = {}
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._records = records

@@ -26,7 +26,7 @@ from microdb.locks import WriteLock
 from microdb.open_table import records_of
 from microdb.query import Query
 from microdb.table import Records
-from microdb.timeouts import seconds
+from microdb.timeouts import in_seconds
 from microdb.values import Record
 from microdb.wal.bell import Bell, ring
 from microdb.wal.codec import is_carried
@@ -270,7 +270,7 @@ class Watching(Claims):
         """
         import asyncio  # noqa: PLC0415  # For those alone who use it.
 
-        timeout_s = seconds(timeout, self._timeout_s)
+        timeout_s = in_seconds(timeout, self._timeout_s)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._settle_for_write(timeout_s)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -323,7 +323,7 @@ class Watching(Claims):
         """The steps of `wait`."""
         if isinstance(what, Query):
             what = self._query(what)
-        timeout_s = seconds(timeout)
+        timeout_s = in_seconds(timeout)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             head = self._words[HEAD]
@@ -360,6 +360,7 @@ class Watching(Claims):
         """See `feed.Source`."""
         self._settle()
         with self._telling(), self._table_lock:
+            self._refuse_closed()  # By another thread, since it was settled.
             head = seen = self._words[HEAD]
             records: Records | None = None
             if whole or not self._log.is_followed():

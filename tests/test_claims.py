@@ -221,6 +221,10 @@ def test_the_fence_of_a_record_rises_whatever_happens_to_it(mdb):
         for _ in range(3):
             fences.append(mdb.claim({"id": 0}, 60, owner="me").fence)
             mdb.upsert({"id": 0})
+    with mdb.transaction():
+        mdb.delete((0,))
+        mdb.upsert({"id": 0})
+        fences.append(mdb.claim({"id": 0}, 60, owner="me").fence)
     assert fences == sorted(set(fences))
 
 
@@ -264,3 +268,12 @@ def test_eight_processes_do_each_job_once_though_some_die_with_one(path, open_db
     assert mdb.where(status="done").count() == 200
     fences = [record["claim"]["fence"] for record in mdb.all()]
     assert len(set(fences)) == 200
+
+
+def test_a_fence_that_a_transaction_gave_is_below_all_later_ones(mdb):
+    with mdb.transaction():
+        mdb.upsert_many({"id": n, "status": "new"} for n in range(10, 15))
+        first = mdb.claim({"id": 0}, lease=60)
+    mdb.delete((0,))
+    mdb.upsert(JOBS[0])
+    assert mdb.claim({"id": 0}, lease=60).fence > first.fence

@@ -11,7 +11,7 @@ import pytest
 
 import microdb
 from children import forked
-from faulty import Faulty, fail, only, save_that_waits
+from faulty import Faulty, WatchedFile, fail, only, save_that_waits
 from microdb import handle
 from microdb.expiry import when
 from microdb.keys import PartitionKeys
@@ -732,3 +732,31 @@ def test_what_a_save_carries_over_is_as_of_the_end_of_the_old_log(opened, clock)
     other.upsert(B, ttl=30)
     with saver.lock():
         assert {record["id"]: record.expires_at for record in saver.expiring()} == {"a": T + 90, "b": T + 30}
+
+
+def test_a_reader_whom_nobody_sees_knows_amid_a_recovery_that_records_expire(opened, clock, path):
+    with opened() as mdb:
+        mdb.upsert(B, ttl=10)
+    reader = opened(read_only=True)
+    assert reader["b",] == B
+
+    def die_before_it_is_published():
+        mdb = opened(files=Faulty())
+        write_at = WatchedFile.write_at
+
+        def then_die(*args):
+            write_at(*args)
+            os._exit(0)
+
+        WatchedFile.write_at = then_die
+        mdb.upsert(A)
+
+    assert forked(die_before_it_is_published) == 0
+    files = Faulty()
+    seen = []
+    files.on["unlink"] = files.on["names"] = lambda _: seen.append(ids(reader.all()))
+    opened(files=files)
+    assert ["b", "a"] in seen, "it looked when the page was made, and the recovery not yet at its end"
+    clock.now += 11
+    assert reader.get(("b",)) is None
+    assert ids(reader.all()) == ["a"]

@@ -699,10 +699,11 @@ def test_a_failed_sync_poisons_its_own_generation_and_no_later_one(open_db):
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
-def test_a_log_that_is_followed_needs_not_be_attached_again(path, kind):
+def test_a_log_that_can_be_written_to_is_followed(path, kind):
     if kind == "memory":
         log = MemoryLog()
-        assert not log.must_attach_again()
+        assert log.is_followed()
+        assert log.follow()
     else:
         with microdb.MicroDB(path, ["id"]) as mdb:
             log = mdb._log
@@ -815,3 +816,17 @@ def test_a_writer_that_has_another_log_open_does_not_look_for_it_under_the_prese
     clock.time_s += 2
     other.upsert({"id": "c"})
     assert ids(mdb) == ids(other) == ["a", "b", "c"]
+
+
+def test_an_old_log_that_fails_does_not_make_the_current_one_good(open_db):
+    faulty = Faulty()
+    mdb = open_db(files=faulty)
+    mdb.upsert({"id": "a"})
+    log, old = mdb._log, mdb._log.generations.last
+    mdb.save()
+    mdb.upsert({"id": "b"})
+    faulty.on["sync_data"] = fail
+    for failing in (log.generations.last, old):
+        with pytest.raises(OSError, match="made to fail"):
+            log.sync_file(failing)
+        assert log.is_poisoned()

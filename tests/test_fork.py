@@ -5,6 +5,7 @@ import functools
 import multiprocessing as mp
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -417,3 +418,78 @@ def test_a_child_that_a_signal_handler_forked_within_an_append_leaves_the_page_a
     mdb.upsert({"id": "c"})
     stats = mdb.stats()
     assert (list(mdb), stats.saves, stats.repairs, stats.dirty_pid) == ([("a",), ("b",), ("c",)], 0, 0, None)
+
+
+def test_a_transaction_of_a_thread_that_is_not_in_the_child_is_not_that_of_a_new_one(open_db):
+    mdb = open_db()
+    is_inside, may_end = threading.Event(), threading.Event()
+
+    def transact():
+        with mdb.transaction():
+            mdb.upsert(A)
+            is_inside.set()
+            may_end.wait()
+
+    def child():
+        threads = [threading.Thread(target=mdb.upsert, args=({"id": n},)) for n in range(8)]
+        numbers = []
+        for thread in threads:
+            thread.start()
+            numbers.append(thread.ident)
+            thread.join()
+        assert owner.ident in numbers, "the system gives a number again"
+        mdb.save()
+        assert set(mdb) == {("a",), *((n,) for n in range(8))}
+
+    owner = threading.Thread(target=transact)
+    owner.start()
+    is_inside.wait()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(run(child))
+    may_end.set()
+    owner.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+FORKING_AMID_AN_IMPORT = """
+import os, sys, threading
+import microdb
+
+mdb = microdb.MicroDB(sys.argv[1], ["id"], timeout=5)
+mdb.upsert({"id": 1})
+is_importing, has_forked = threading.Event(), threading.Event()
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[2]:
+            is_importing.set()
+            has_forked.wait(0.5)
+
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=eval(sys.argv[3]))
+thread.start()
+is_importing.wait()
+pid = os.fork()
+if pid == 0:
+    mdb.claim({}, 60)
+    mdb.upsert({"id": 2})
+    mdb.save(timeout=5)
+    os._exit(0)
+has_forked.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "act"),
+    [
+        ("filelock", "mdb.save"),
+        ("msgspec", "mdb.save"),
+        ("ctypes", "lambda: mdb.watch().sleep(0.1)"),
+    ],
+)
+def test_a_fork_waits_for_a_module_that_another_thread_is_importing(path, module, act):
+    command = [sys.executable, "-c", FORKING_AMID_AN_IMPORT, str(path), module, act]
+    subprocess.run(command, check=True, timeout=60)

@@ -881,3 +881,72 @@ def test_a_table_in_memory_has_nothing_to_be_synced(open_db):
     mdb.upsert({"id": 1})
     mdb.sync()
     assert mdb[1,] == {"id": 1}
+
+
+def test_who_meets_damage_in_a_read_amid_its_write_writes_no_more(behind, wal):
+    mdb, _, _ = behind
+    at, length = wal.frames()[1]
+    overwrite(wal.log(), at + length - 6, bytes([wal.log().read_bytes()[at + length - 6] ^ 1]))
+    append = mdb._log.append
+
+    def after_a_read(*args, **options):
+        with pytest.raises(microdb.CorruptError, match="the crc is wrong"):
+            in_thread(lambda: mdb.get(("a",)))
+        return append(*args, **options)
+
+    mdb._log.append = after_a_read
+    mdb.upsert({"id": "d"})
+    mdb._log.append = append
+    size = wal.log().stat().st_size
+    with pytest.raises(microdb.CorruptError, match="the crc is wrong"):
+        mdb.upsert({"id": "e"})
+    assert wal.log().stat().st_size == size
+
+
+def test_who_is_closed_as_it_looks_at_its_files_is_told_that(open_db):
+    mdb = open_db()
+    prepare = mdb._log.prepare
+
+    def closed_before(*_):
+        mdb._close()
+        mdb._log._look_at_s = 0
+        prepare()
+
+    mdb._log.prepare = closed_before
+    with pytest.raises(microdb.ClosedError):
+        mdb.upsert(A)
+
+
+def test_a_reader_that_begins_to_follow_waits_for_nobody(path, open_db):
+    path.write_text('[{"id": "a", "n": 1}]')
+    reader = open_db(read_only=True)
+    assert reader["a",] == A
+    mdb = open_db()
+    with mdb.lock():
+        assert in_thread(lambda: reader.get(("a",))) == A
+        mdb.upsert(B)
+        assert in_thread(lambda: reader["b",]) == reader["b",] == B
+        assert forked(lambda: reader["b",]) == 0
+    mdb.close()
+    open_db().upsert({"id": "c"})
+    assert list(reader) == [("a",), ("b",), ("c",)]
+
+
+def test_who_interrupts_a_read_of_one_that_came_to_follow_waits_for_no_writer(path, open_db):
+    path.write_text('[{"id": "a", "n": 1}]')
+    reader, mdb = open_db(read_only=True), open_db()
+    assert reader["a",] == A
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with mdb.lock():
+            is_held.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    with reader._table_lock, pytest.raises(microdb.ReentrantError):
+        mdb.upsert(B)
+    may_end.set()
+    thread.join()

@@ -69,7 +69,7 @@ def test_an_unfinished_page_is_finished(path, size):
 
 
 def test_a_whole_page_is_left_alone(file, words):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     before = file.read_all()
     header.create(file)
     assert file.read_all() == before
@@ -83,7 +83,7 @@ def test_a_file_that_is_too_short_is_not_mapped(path):
 def test_a_rebuilt_page_says_what_it_was_told_and_keeps_its_counters(file, words):
     for word in range(2, header.HEADER_BYTES // 8):
         words[word] = 5
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=3)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=3, expires=False)
     assert (words[header.HEAD], words[header.POISONED]) == (END.head, 3)
     assert (words[header.DIRTY], words[header.DURABLE]) == (0, 0)
     assert (words[header.REPAIRS], words[header.TORN], words[header.SAVES]) == (5, 5, 5)
@@ -98,7 +98,7 @@ def test_a_page_that_was_just_created_is_not_current(file, words):
 
 
 def test_a_rebuilt_page_is_current_in_this_file_and_this_run_of_the_machine(file, words, path):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     assert header.is_current(words, file, BOOT)
     again = OS.open(path)
     assert header.is_current(header.open_words(again, writable=False), again, BOOT)
@@ -106,44 +106,44 @@ def test_a_rebuilt_page_is_current_in_this_file_and_this_run_of_the_machine(file
 
 @pytest.mark.parametrize("other", [BOOT[:8] + bytes(8), bytes(8) + BOOT[8:], BOOT[::-1]], ids=bytes.hex)
 def test_in_another_run_of_the_machine_it_is_not(file, words, other):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     assert not header.is_current(words, file, other)
 
 
 def test_where_the_system_does_not_tell_its_run_nothing_is_current(file, words):
-    header.rebuild(words, file, bytes(16), end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, bytes(16), end=END, salt=SALT, poisoned=0, expires=False)
     assert not header.is_current(words, file, bytes(16))
 
 
 def test_a_copy_of_the_file_is_not_current(file, words, tmp_path):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     copy = OS.create(str(tmp_path / "copy"))
     copy.write_at(file.read_all(), 0)
     assert not header.is_current(header.open_words(copy, writable=True), copy, BOOT)
 
 
 def test_a_file_that_was_renamed_is_still_current(file, words, path):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     OS.rename(path, path + "2")
     assert header.is_current(words, OS.open(path + "2"), BOOT)
 
 
 @pytest.mark.parametrize("word", [0, header._BOOT, header._BOOT + 1, header._INODE])
 def test_a_page_with_one_wrong_word_is_not_current(file, words, word):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     words[word] ^= 1
     assert not header.is_current(words, file, BOOT)
 
 
 def test_a_page_that_got_its_magic_and_no_version_yet_is_no_page(file, words):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     words[1] = 0
     assert not header.is_current(header.open_words(file, writable=True), file, BOOT)
 
 
 def test_a_seal_tells_what_was_fsynced_in_this_file_and_of_which_log(file, words, path, tmp_path):
     assert header.sealed(words, file) is None
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     header.seal(words, END.generation, END.offset)
     assert header.sealed(words, file) == (END.generation, END.offset)
     copy = OS.create(str(tmp_path / "copy"))
@@ -152,7 +152,7 @@ def test_a_seal_tells_what_was_fsynced_in_this_file_and_of_which_log(file, words
 
 
 def test_the_seal_is_made_as_the_table_says(file, words):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     header.seal(words, END.generation, END.offset)
     assert words[31] == 2**32 + crc32(struct.pack("=QQ", END.head, os.fstat(file.fd).st_ino) + SALT)
 
@@ -166,7 +166,7 @@ def test_a_counter_goes_as_far_as_its_word_and_then_begins_anew(words, before, a
 
 @pytest.mark.parametrize("word", [header._INODE, header._SALT + END.generation % 2, header._SEALED, header._SEAL])
 def test_a_seal_over_words_that_do_not_belong_together_is_none(file, words, word):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     header.seal(words, END.generation, END.offset)
     words[word] ^= 1 << 40
     assert header.sealed(words, file) is None
@@ -174,7 +174,7 @@ def test_a_seal_over_words_that_do_not_belong_together_is_none(file, words, word
 
 @pytest.mark.parametrize("version", [2, 2**64 - 1])
 def test_a_page_of_a_newer_version_is_refused_as_such(file, words, path, version):
-    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0)
+    header.rebuild(words, file, BOOT, end=END, salt=SALT, poisoned=0, expires=False)
     words[1] = version
     for writable in (True, False):
         with pytest.raises(
@@ -330,3 +330,25 @@ def test_where_the_system_tells_nothing_no_slot_counts_as_that_of_a_dead_one(wor
     first, second = claimed(words), claimed(words)
     assert [pid for pid, _ in slots(words)][:3] == [os.getpid(), os.getpid(), 0]
     assert first.sequence.obj is second.sequence.obj
+
+
+class Recorder:
+    """Words that note which of them is stored, in order."""
+
+    def __init__(self, words):
+        self.words = words
+        self.stored = []
+
+    def __getitem__(self, word):
+        return self.words[word]
+
+    def __setitem__(self, word, value):
+        self.stored.append(word)
+        self.words[word] = value
+
+
+def test_what_a_reader_must_know_of_a_head_is_stored_before_it(words, file):
+    recorder = Recorder(words)
+    header.rebuild(recorder, file, BOOT, end=END, salt=SALT, poisoned=0, expires=True)
+    assert words[header.EXPIRING] == END.generation + 1
+    assert recorder.stored.index(header.EXPIRING) < recorder.stored.index(header.HEAD)

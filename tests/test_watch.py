@@ -1003,3 +1003,20 @@ def test_a_watch_that_is_closed_as_it_looks_tells_nothing_more(either):
 
     watch._source = watch._source._replace(news=slow)
     assert told(watch) == []
+
+
+def test_a_watch_whose_database_is_closed_as_it_looks_is_told_that(open_db):
+    mdb = open_db()
+    mdb.upsert({"id": 1})
+    watch = mdb.watch()
+    settle = mdb._settle
+
+    def then_close():
+        settle()
+        mdb._settle = settle
+        mdb.close()
+
+    mdb._settle = then_close
+    with pytest.raises(microdb.ClosedError):
+        watch.take()
+    assert mdb._log.generations.last is None

@@ -1,6 +1,6 @@
 """Changes to bytes and back: the only user of msgpack.
 
-A payload is one msgpack array with an item a change. What the item is tells the change:
+A payload is one msgpack array with an item a change, and with none changes nothing. What the item is tells the change:
 
     map                 upsert: the record; its key follows from its fields
     [1, [value, …]]     delete: the key
@@ -41,6 +41,7 @@ from microdb.values import (
 from microdb.wal.format import PAYLOAD_BYTES_MAX, Payload
 
 __all__ = [
+    "NOTHING",
     "CodecError",
     "decode",
     "decode_all",
@@ -66,6 +67,9 @@ _TOGETHER_LARGE: Final = 16
 
 _ARRAY_BYTES: Final = {0xDC: 3, 0xDD: 5}
 """How long the header of an array is that begins with a byte; of others one byte."""
+
+NOTHING: Final = b"\x90"
+"""The payload of no change at all."""
 
 LIST: Final = frozenset({list})
 

@@ -334,7 +334,7 @@ class FileLog(OpenFiles):
         try:
             log.file.sync_data()
         except OSError as error:
-            self.words[POISONED] = log.header.generation
+            self.words[POISONED] = max(self.words[POISONED], log.header.generation)
             failed = "%s: fsync failed (%s); writes in it may be lost with the power; the next write saves first"
             notes.add(notes.ERROR, failed, log.file.path, str(error))
             raise

@@ -173,8 +173,13 @@ def publish(words: Words, generation: int, offset: int, salt: bytes) -> None:
     words[HEAD] = head_of(generation, offset)
 
 
-def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: bytes, poisoned: int) -> None:
-    """Make the page say what recovery found. Only under the write lock, while nobody else maps it."""
+def rebuild(
+    words: Words, file: File, boot_id: bytes, *, end: Position, salt: bytes, poisoned: int, expires: bool
+) -> None:
+    """Make the page say what recovery found. Only under the write lock, while nobody is present who writes.
+
+    A reader may follow it unseen: what it must know of the new head, as whether records expire, stands there first.
+    """
     words[1] = VERSION
     words[0] = MAGIC
     words[DIRTY] = 0
@@ -184,7 +189,7 @@ def rebuild(words: Words, file: File, boot_id: bytes, *, end: Position, salt: by
             words[slot] = 0
     words[DURABLE] = 0
     words[WAITING] = 0
-    words[EXPIRING] = 0
+    words[EXPIRING] = end.generation + 1 if expires else 0
     publish(words, end.generation, end.offset, salt)
     words[_BOOT], words[_BOOT + 1] = struct.unpack("=QQ", boot_id)
     words[_INODE] = file.identity().inode

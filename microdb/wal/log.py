@@ -63,12 +63,12 @@ class Log(Protocol):
         """Let go of it, in the process that attached."""
         ...
 
-    def must_attach_again(self) -> bool:
-        """Whether what was opened has become something else."""
+    def is_followed(self) -> bool:
+        """Whether the head tells of every change; if not, `follow` has to be asked before each read."""
         ...
 
-    def is_followed(self) -> bool:
-        """Whether the head tells of every change; if not, `must_attach_again` has to be asked before each read."""
+    def follow(self) -> bool:
+        """Follow it from now on, if the head tells of every change by now; whether that is so. Waits for nobody."""
         ...
 
     def load(self, timeout_s: float | None) -> Start:

@@ -48,12 +48,12 @@ class MemoryLog:
     def close(self) -> None:
         """There is nothing to let go of."""
 
-    def must_attach_again(self) -> bool:
-        """Never."""
-        return False
-
     def is_followed(self) -> bool:
         """Always."""
+        return True
+
+    def follow(self) -> bool:
+        """It is followed already."""
         return True
 
     def load(self, timeout_s: float | None) -> Start:  # noqa: ARG002  # Nobody to wait for.

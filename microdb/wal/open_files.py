@@ -180,12 +180,26 @@ class OpenFiles:
         """Whether the page can be relied on. A read-only handle may have found none, or one that nobody keeps up."""
         return self._is_followed
 
-    def must_attach_again(self) -> bool:
-        """Whether somebody has come to keep up the page. Costs a system call or two."""
+    def follow(self) -> bool:
+        """Follow the page from now on, if somebody has come to keep it up; whether that is so. A few system calls.
+
+        Waits for nobody: who holds the write lock may be waiting for the table that is to be read.
+        """
+        boot_id = self.files.boot_id()
         if self.header_file is not None:
-            return header.is_current(self.words, self.header_file, self.files.boot_id())
-        identity = self.files.identity(self.paths.header)
-        return identity is not None and identity.size >= HEADER_BYTES
+            self._is_followed = header.is_current(self.words, self.header_file, boot_id)
+            return self._is_followed
+        try:
+            lock_file, header_file = self.files.open(self.paths.lock), self.files.open(self.paths.header)
+            words = header.open_words(header_file, writable=False)
+        except (FileNotFoundError, CorruptError):  # Nobody has come, or somebody is just making it.
+            return False
+        if header.is_current(words, header_file, boot_id):
+            self.lock = shared_write_lock(lock_file)
+            self.lock.tell_owner_in(words[OWNER:])
+            self._lock_file, self.header_file, self.words = lock_file, header_file, words
+            self._is_followed = True
+        return self._is_followed
 
     def detach(self) -> None:
         """Let go of all files without unlocking: an flock belongs to the open file, which a fork shares.
