@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from microdb import notes, snapshot
-from microdb.errors import ClosedError, GridError, LockTimeoutError, MicroDBError
+from microdb.errors import ClosedError, GridError, LockTimeoutError, MicroDBError, shown
 from microdb.save import Encode, Source, save
 from microdb.values import Record
 from microdb.wal.file_log import FileLog
@@ -41,9 +41,11 @@ class AutoSave:
             ValueError: It is below 0.
         """
         if min_bytes is not None and (isinstance(min_bytes, bool) or not isinstance(min_bytes, int)):
-            raise TypeError(f"auto_save_bytes is a number of bytes, found {min_bytes!r:.60}; never: auto_save=False")
+            raise TypeError(
+                f"auto_save_bytes is a number of bytes, found {shown(min_bytes):.60}; never: auto_save=False"
+            )
         if min_bytes is not None and min_bytes < 0:
-            raise ValueError(f"auto_save_bytes is a number of bytes, found {min_bytes!r:.60}")
+            raise ValueError(f"auto_save_bytes is a number of bytes, found {shown(min_bytes):.60}")
         self._log = log
         self._min_bytes = min_bytes
         self._timeout_s = timeout_s

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from microdb.errors import shown
+
 __all__ = ["in_seconds"]
 
 
@@ -19,7 +21,7 @@ def in_seconds(timeout: Any, otherwise: float | None = None) -> float | None:
     if timeout is None:
         return otherwise
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout is a number of seconds, or None; found {timeout!r:.60}")
+        raise TypeError(f"timeout is a number of seconds, or None; found {shown(timeout):.60}")
     try:
         found = float(timeout)
     except OverflowError:
