@@ -399,14 +399,28 @@ def test_a_reader_beside_a_page_of_an_earlier_run_of_the_machine_follows_whoever
     at = 8 * 20  # The boot id.
     overwrite(ten.header, at, bytes(byte ^ 1 for byte in ten.header.read_bytes()[at : at + 16]))
     reader = open_db(read_only=True)
-    attach, attached = reader._log.attach, []
-    reader._log.attach = lambda *args: attached.append(1) or attach(*args)
+    follow, followed = reader._log.follow, []
+    reader._log.follow = lambda: followed.append(follow()) or followed[-1]
     assert ids(reader) == list(range(10))
-    assert attached == [], "nobody has come"
+    assert followed == [False], "nobody has come"
     open_db().upsert({"id": 10})
     assert ids(reader) == list(range(11))
     assert reader[10,] == {"id": 10}
-    assert attached == [1]
+    assert followed == [False, True]
+
+
+@pytest.mark.parametrize("size", [0, 10, 4096])
+def test_a_reader_follows_no_page_that_is_just_being_made(path, wal, open_db, size):
+    path.write_text('[{"id": 0}]')
+    reader = open_db(read_only=True)
+    wal.folder.mkdir()
+    (wal.folder / "lock").touch()
+    wal.header.write_bytes(bytes(size))
+    assert ids(reader) == [0]
+    assert not reader._log.is_followed()
+    open_db().upsert({"id": 1})
+    assert ids(reader) == [0, 1]
+    assert reader._log.is_followed()
 
 
 def test_a_reader_notices_that_the_head_of_an_earlier_run_of_the_machine_is_reached_again(open_db, wal):

@@ -726,6 +726,14 @@ def test_an_edited_snapshot_goes_with_the_log_or_without_it_or_as_it_was(saved, 
     assert ids(open_db(tmp_path / "was.json")) == [*range(10), "in the log"]
 
 
+def test_nothing_is_left_out_with_an_empty_log(saved, repair, open_db):
+    with open_db() as mdb:
+        mdb.save()
+    code, output = repair("--log", "ignore")
+    assert code == 0
+    assert "left out" not in output
+
+
 def test_there_is_no_original_where_nothing_leads_to_it(saved, repair):
     drop_history(saved)
     saved.snapshot.write_text('[{"id": "edited"}]')
