@@ -25,7 +25,7 @@ from operator import length_hint
 from types import MappingProxyType, NoneType
 from typing import Any, Final
 
-from microdb.errors import RecordError
+from microdb.errors import RecordError, shown
 from microdb.values import DEPTH_MAX, FLAT, FORMS, STR, Nested, Record
 
 __all__ = ["decode_record", "decode_row", "encode_records", "encode_rows"]
@@ -246,7 +246,7 @@ def _decoded_tag(tag: str, plain: Any, depth: int) -> Any:
             raise
         raise RecordError(f"[{tag!r}]{error.field}", error.reason) from error.__cause__
     except NOT_PLAIN as error:
-        raise _refused(f"{plain!r:.60} is no content of {tag}: {error}") from error
+        raise _refused(f"{shown(plain):.60} is no content of {tag}: {error}") from error
     raise _refused(f"unknown type {tag!r:.60}; if it is a name, write {'$' + tag!r:.60}")
 
 

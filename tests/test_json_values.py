@@ -175,6 +175,11 @@ def test_what_was_never_written_is_refused_with_its_place(plain, field, reason):
     assert caught.value.field == field
 
 
+def test_a_content_of_which_python_writes_no_decimals_is_refused_as_others():
+    with pytest.raises(RecordError, match=r"0x31e20801036510f3\.\.\. is no content of \$float: "):
+        decode_record({"v": {"$float": 10**5_000}})
+
+
 def test_a_field_name_with_one_dollar_is_refused():
     with pytest.raises(RecordError, match=r"write '\$\$bytes'") as caught:
         decode_record({"$bytes": "AP8="})

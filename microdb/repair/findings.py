@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
+from microdb.errors import shown
 from microdb.keys import Key
 
-__all__ = ["Finding", "Kind", "changes", "shown", "spans"]
+__all__ = ["Finding", "Kind", "changes", "listed", "spans"]
 
 _KEYS_SHOWN: Final = 8
 
@@ -53,8 +54,8 @@ def changes(first: int, last: int) -> str:
     return f"change {first}" if first == last else f"changes {first} to {last}"
 
 
-def shown(keys: Iterable[Key]) -> str:
+def listed(keys: Iterable[Key]) -> str:
     """Keys for people: not more than fit into a line or two."""
-    listed = list(keys)
-    more = f" and {len(listed) - _KEYS_SHOWN:,} more" if len(listed) > _KEYS_SHOWN else ""
-    return ", ".join(f"{key!r:.60}" for key in listed[:_KEYS_SHOWN]) + more
+    every = list(keys)
+    more = f" and {len(every) - _KEYS_SHOWN:,} more" if len(every) > _KEYS_SHOWN else ""
+    return ", ".join(f"{shown(key):.60}" for key in every[:_KEYS_SHOWN]) + more

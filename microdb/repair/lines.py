@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from microdb import literals, snapshot
-from microdb.errors import CorruptError, RecordError
+from microdb.errors import CorruptError, RecordError, shown
 from microdb.keys import PartitionKeys
 from microdb.repair.findings import Finding, spans
 from microdb.table import Records
@@ -57,7 +57,7 @@ def read(data: bytes, path: str, keys: PartitionKeys) -> Read:
             findings.append(Finding("lost", f"{path}, record {number}", str(error)))
             continue
         if key in records:
-            findings.append(Finding("lost", path, f"a record with key {key!r}, which a later one has too"))
+            findings.append(Finding("lost", path, f"a record with key {shown(key):.60}, which a later one has too"))
         records[key] = record
     return Read(records, is_readable, findings)
 

@@ -20,7 +20,7 @@ from microdb.files import OS, Files
 from microdb.keys import PartitionKeys
 from microdb.paths import Paths
 from microdb.repair.evidence import Evidence, Log, look
-from microdb.repair.findings import Finding, Kind, shown
+from microdb.repair.findings import Finding, Kind, listed
 from microdb.repair.lines import Read, mend, read
 from microdb.repair.timeline import Timeline
 from microdb.table import Records, apply
@@ -284,7 +284,7 @@ class _Work:
                 (there.records.get(key), original.records.get(key), key) for key in original.records | there.records
             ]
             others = [key for one, other, key in pairs if one != other]
-            what = f"the one that the log follows differs in {shown(others)}; to take that one: --snapshot original"
+            what = f"the one that the log follows differs in {listed(others)}; to take that one: --snapshot original"
             self._result.say("in doubt", path, what)
 
     def _say_what_torn_tails_hold(self) -> None:
@@ -304,5 +304,5 @@ class _Work:
         added = [key for key in seen if key not in self._result.records]
         self._result.records.update({key: seen[key] for key in added})
         if added:
-            what = f"not to be read there, taken from older logs or cut tails: {shown(added)}"
+            what = f"not to be read there, taken from older logs or cut tails: {listed(added)}"
             self._result.say("in doubt", self._paths.snapshot, what)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from microdb.keys import PartitionKeys
 from microdb.repair.evidence import Log, Page
-from microdb.repair.findings import Finding, changes, shown
+from microdb.repair.findings import Finding, changes, listed
 from microdb.repair.search import Frame, Gap
 from microdb.table import Records, apply
 from microdb.wal.codec import CodecError, decode
@@ -126,7 +126,7 @@ class Timeline:
             keys = [key for key, _ in decode(log.data[at : min(at + length, gap.end)], self._keys) if key is not None]
         except CodecError:
             return ""
-        return f" (perhaps of {shown(keys)})" if keys else ""
+        return f" (perhaps of {listed(keys)})" if keys else ""
 
     def _unseen(self, page: Page | None) -> Iterator[Finding]:
         """What the page knows of, and no log shows."""
