@@ -172,7 +172,7 @@ class Handle(OpenTable):
 
     def _prepare_locked(self) -> None:
         """The log may be appended to, and where it ends is known; or an error says why not."""
-        if self._pid in (CLOSED, DETACHED):
+        if self._pid <= DETACHED:
             self._refuse_closed()
             refuse_in_child()
         try:

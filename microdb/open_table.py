@@ -38,6 +38,7 @@ __all__ = ["CLOSED", "DETACHED", "NEVER", "OpenTable", "records_of"]
 NEVER: Final = -1
 CLOSED: Final = -1
 DETACHED: Final = 0
+"""In the place of a pid, below all that are."""
 
 _MANY: Final = 1_000
 """Payloads; of fewer the garbage collector has not much to do."""
