@@ -135,8 +135,9 @@ MUTANTS = [
         f"{_OVERLAY}\n"
         "    if log.read_only:\n"
         "        return _start_read_only(found, decision, overlay, log)\n"
-        "    end = apply(found, decision, log, header_file)\n",
-        "    end = apply(found, decision, log, header_file) if not log.read_only else None\n"
+        "    expires = Expiring in set(map(type, overlay.records.values()))\n"
+        "    end = apply(found, decision, log, header_file, expires=expires)\n",
+        "    end = apply(found, decision, log, header_file, expires=False) if not log.read_only else None\n"
         f"{_OVERLAY}\n"
         "    if log.read_only:\n"
         "        return _start_read_only(found, decision, overlay, log)\n",
@@ -253,11 +254,15 @@ MUTANTS = [
     Mutant(
         "a read does not compare the head",
         "mapping.py",
-        """        key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
-        record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        """            record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
+        except TypeError:
+            self._keys.check_hash(key)
+            raise
         return d""",
-        """        key = record_or_key if type(record_or_key) is tuple else self._keys.given(record_or_key)
-        record = self._records.get(key)
+        """            record = self._records.get(key)
+        except TypeError:
+            self._keys.check_hash(key)
+            raise
         return d""",
         "tests/test_processes.py",
     ),
@@ -271,7 +276,7 @@ MUTANTS = [
     Mutant(
         "what a writer has left for later is passed over",
         "handle.py",
-        "                self._ahead = end\n",
+        "                self._ahead = None if self._is_stuck else end\n",
         "                self._ahead = self._position = end\n",
         "tests/test_handle.py",
     ),
@@ -373,8 +378,8 @@ MUTANTS = [
     Mutant(
         "recovery forgets that records expire",
         "recovery.py",
-        "if Expiring in set(map(type, overlay.records.values())):",
-        "if False:",
+        "    expires = Expiring in set(map(type, overlay.records.values()))\n",
+        "    expires = False\n",
         _EXPIRY,
     ),
     Mutant(
