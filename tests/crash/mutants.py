@@ -288,6 +288,27 @@ MUTANTS = [
         "tests/test_reader.py",
     ),
     Mutant(
+        "who has met damage amid its own write goes on writing",
+        "handle.py",
+        "                self._ahead = None if self._is_stuck else end\n",
+        "                self._ahead = end\n",
+        "tests/test_handle.py",
+    ),
+    Mutant(
+        "a failed fsync of an old log makes the current one good",
+        "wal/file_log.py",
+        "max(self.words[POISONED], log.header.generation)",
+        "log.header.generation",
+        "tests/test_file_log.py",
+    ),
+    Mutant(
+        "a fork comes amid an import",
+        "save_lock.py",
+        "        with imports.guard:\n            import filelock",
+        "        if True:\n            import filelock",
+        "tests/test_fork.py",
+    ),
+    Mutant(
         "a claim does not look at the lease of another",
         "claims.py",
         'if claim["until"] is None or claim["until"] <= now:',
