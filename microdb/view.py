@@ -106,8 +106,11 @@ class View(Mapping[Key, Record]):
         """Nothing has to be given back: a view holds no lock."""
 
     def _stored(self, key: Key) -> Record | None:
-        self._keys.check_hash(key)
-        return self._records.get(key)
+        try:
+            return self._records.get(key)
+        except TypeError:
+            self._keys.check_hash(key)
+            raise
 
     def __repr__(self) -> str:
         """How many records, and of when."""
