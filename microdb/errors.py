@@ -284,13 +284,18 @@ _HEX_CHARS: Final = 18
 def shown(value: object) -> str:
     """A value for people: its `repr`, but of an int with more digits than Python writes the first ones, in hex.
 
+    Of what is nested too deep for the stack only the type.
+
     >>> shown((1, "a")), shown([{"n": 10**5_000}])
     ("(1, 'a')", "[{'n': 0x31e20801036510f3...}]")
     """
     try:
-        return repr(value)
-    except ValueError:  # There is such an int in it.
-        return _shown_in_parts(value)
+        try:
+            return repr(value)
+        except ValueError:  # There is such an int in it.
+            return _shown_in_parts(value)
+    except RecursionError:
+        return f"<{type(value).__name__}>"
 
 
 def _shown_in_parts(value: Any) -> str:

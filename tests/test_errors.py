@@ -166,6 +166,13 @@ def test_what_python_refuses_to_write_is_shown_all_the_same(value, text):
     assert errors.shown(value) == text
 
 
+def test_what_is_nested_too_deep_to_be_shown_is_named_by_its_type():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    assert errors.shown(value) == "<list>"
+
+
 def test_errors_about_ints_of_so_many_digits_have_a_text():
     said = str(GridError({"n": HUGE, "m": 1}, ["x"]))
     assert said == "no grid: record {'n': 0x31e20801036510f3..., 'm': 1} lacks 'x'; use save() instead"

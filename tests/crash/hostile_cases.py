@@ -623,12 +623,12 @@ _large(
     ratio=40,
 )
 _large(
-    "snapshot, empty lists", lambda path, size: _snapshot(path, _value(_repeated(b"[],", size, b"[", b"[]]"))), ratio=60
+    "snapshot, empty lists", lambda path, size: _snapshot(path, _value(_repeated(b"[],", size, b"[", b"[]]"))), ratio=70
 )
 _large(
     "snapshot, empty objects",
     lambda path, size: _snapshot(path, _value(_repeated(b"{},", size, b"[", b"{}]"))),
-    ratio=60,
+    ratio=70,
 )
 _large(
     "snapshot, small ints", lambda path, size: _snapshot(path, _value(_repeated(b"1,", size, b"[", b"1]"))), ratio=20
