@@ -420,6 +420,8 @@ def test_a_key_without_a_hash_is_shown_with_what_a_key_is(written, look_up):
             look_up(mdb, ([1],))
         with pytest.raises(TypeError, match="never equal"):
             look_up(mdb, (NeverEqual(),))
+        with mdb.snapshot() as view, pytest.raises(TypeError, match="never equal"):
+            view.get((NeverEqual(),))
 
 
 class NeverEqual:

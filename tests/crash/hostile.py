@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import filelock  # noqa: F401  # Loaded here once, not in each visit.
 import msgpack
-import msgspec  # noqa: F401  # Loaded here once, not in each visit.
+import msgspec  # noqa: F401  # As above.
 
 import microdb
 from children import spawned
