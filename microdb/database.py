@@ -441,16 +441,7 @@ class MicroDB(Watching):
 
 
 def _pprint(rows: list[Any]) -> None:
-    import pprint  # noqa: PLC0415  # It imports a good deal.
-
-    class Printer(pprint.PrettyPrinter):
-        """Shows also those ints of which Python writes no decimals."""
-
-        def format(self, *given: Any) -> tuple[str, bool, bool]:
-            try:
-                return super().format(*given)
-            except ValueError:
-                return shown(given[0]), False, False
+    from microdb.printing import Printer  # noqa: PLC0415  # It imports a good deal.
 
     Printer().pprint(rows)
 

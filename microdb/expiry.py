@@ -4,12 +4,11 @@ Times are those of the clock on the wall, in seconds since 1970.
 """
 
 import datetime as dt
-import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from microdb.errors import shown
 from microdb.keys import Key
+from microdb.timeouts import finite
 from microdb.values import Expiring, Record
 
 __all__ = ["has_expired", "seconds", "unexpired", "when"]
@@ -53,7 +52,7 @@ def when(ttl: float | None, expires_at: float | dt.datetime | None, now: float) 
         if expires_at.utcoffset() is None:
             raise TypeError(f"expires_at: {expires_at!r} has no time zone; give it one, as with .astimezone()")
         return expires_at.timestamp()
-    return _finite("expires_at", "a number of seconds since 1970, or a datetime with a time zone", expires_at)
+    return finite("expires_at", "a number of seconds since 1970, or a datetime with a time zone", expires_at)
 
 
 def seconds(name: str, given: Any, advice: str = "") -> float:
@@ -63,19 +62,7 @@ def seconds(name: str, given: Any, advice: str = "") -> float:
         TypeError: It is no number.
         ValueError: It is not above 0, where one may be advised what to do, or not finite.
     """
-    found = _finite(name, "a number of seconds", given)
+    found = finite(name, "a number of seconds", given)
     if found <= 0:
         raise ValueError(f"{name} is a number of seconds above 0, found {given!r}{advice}")
-    return found
-
-
-def _finite(name: str, what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {what}, found {shown(value):.60}")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} is {what}, and finite; found {found!r}")
     return found

@@ -1,11 +1,11 @@
-"""How long a caller is willing to wait, as it is given. Pure."""
+"""Amounts of time, as callers give them. Pure."""
 
 import math
 from typing import Any
 
 from microdb.errors import shown
 
-__all__ = ["in_seconds"]
+__all__ = ["finite", "in_seconds"]
 
 
 def in_seconds(timeout: Any, otherwise: float | None = None) -> float | None:
@@ -20,12 +20,30 @@ def in_seconds(timeout: Any, otherwise: float | None = None) -> float | None:
     """
     if timeout is None:
         return otherwise
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout is a number of seconds, or None; found {shown(timeout):.60}")
-    try:
-        found = float(timeout)
-    except OverflowError:
-        return math.inf
+    found = _number("timeout", "a number of seconds, or None;", timeout)
     if math.isnan(found):
         raise ValueError("timeout is a number of seconds, or None; found nan, which never comes")
     return found
+
+
+def finite(name: str, what: str, given: Any) -> float:
+    """The number that an argument of this name stands for.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: It is not finite.
+    """
+    found = _number(name, f"{what},", given)
+    if not math.isfinite(found):
+        raise ValueError(f"{name} is {what}, and finite; found {found!r}")
+    return found
+
+
+def _number(name: str, what: str, given: Any) -> float:
+    """As a float; infinite if it is too large for one."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"{name} is {what} found {shown(given):.60}")
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf if given > 0 else -math.inf

@@ -67,6 +67,7 @@ def test_a_time_out_below_zero_is_over_at_once(open_db):
     with pytest.raises(microdb.WaitTimeoutError):
         open_db().wait(("nobody",), timeout=-1)
     assert open_db().watch().next(-1) is None
+    assert open_db().watch().next(-MANY) is None
 
 
 @pytest.mark.parametrize(
