@@ -147,6 +147,26 @@ class Meanwhile:
         return self._lock._is_owned()
 
 
+@contextlib.contextmanager
+def held_elsewhere(context):
+    """Another thread is inside a context while the block runs."""
+    is_inside, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with context:
+            is_inside.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert is_inside.wait(60)
+        yield
+    finally:
+        may_end.set()
+        thread.join()
+
+
 def in_thread(function):
     """What a function returns, or raises, in another thread."""
     found = []

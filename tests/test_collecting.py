@@ -2,10 +2,10 @@
 
 import gc
 import os
-import threading
 
 import pytest
 
+from faulty import held_elsewhere
 from microdb import collecting
 
 
@@ -103,19 +103,8 @@ def forked_with_collector():
 
 
 def test_a_child_whose_parent_held_it_off_in_another_thread_collects():
-    is_paused, may_end = threading.Event(), threading.Event()
-
-    def pause():
-        with collecting.paused():
-            is_paused.set()
-            may_end.wait()
-
-    thread = threading.Thread(target=pause)
-    thread.start()
-    is_paused.wait()
-    assert forked_with_collector()
-    may_end.set()
-    thread.join()
+    with held_elsewhere(collecting.paused()):
+        assert forked_with_collector()
     assert forked_with_collector()
     with collecting.paused():
         assert not forked_with_collector()

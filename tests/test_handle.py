@@ -7,7 +7,7 @@ import pytest
 
 import microdb
 from children import forked
-from faulty import Faulty, Meanwhile, in_thread, once, only, save_that_waits, wait_until
+from faulty import Faulty, Meanwhile, held_elsewhere, in_thread, once, only, save_that_waits, wait_until
 from microdb import handle, open_table
 from microdb.files import OS
 from microdb.locks import is_alone
@@ -936,17 +936,5 @@ def test_who_interrupts_a_read_of_one_that_came_to_follow_waits_for_no_writer(pa
     path.write_text('[{"id": "a", "n": 1}]')
     reader, mdb = open_db(read_only=True), open_db()
     assert reader["a",] == A
-    is_held, may_end = threading.Event(), threading.Event()
-
-    def hold():
-        with mdb.lock():
-            is_held.set()
-            may_end.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    is_held.wait()
-    with reader._table_lock, pytest.raises(microdb.ReentrantError):
+    with held_elsewhere(mdb.lock()), reader._table_lock, pytest.raises(microdb.ReentrantError):
         mdb.upsert(B)
-    may_end.set()
-    thread.join()
