@@ -16,7 +16,7 @@ from microdb.changes import Change
 from microdb.commits import Commit, CommitQueue
 from microdb.errors import FailedError, MicroDBError, ReadOnlyError, StorageError, TransactionError
 from microdb.keys import Key, PartitionKeys
-from microdb.locks import Level, held, is_owned, refuse_in_child, refuse_reentry
+from microdb.locks import OUTSIDE, Level, held, is_owned, refuse_in_child, refuse_reentry
 from microdb.open_table import CLOSED, DETACHED, NEVER, OpenTable
 from microdb.save import Encode, save
 from microdb.table import apply
@@ -86,6 +86,58 @@ class Handle(OpenTable):
                 return
         self._append(join(encoded), changes, expires=expires)
 
+    def _upsert_straight(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> bool:  # noqa: C901, PLR0912  # Written out, see below.
+        """Commit the upsert of a record that does not expire, if nothing is in the way; else False, with nothing done.
+
+        It does what `_commit` and those that it calls would do, and leaves to them what they look after besides: other
+        writers and their news, a batch to be taken along, a lock or a transaction around it. To enter all their
+        functions costs more than the system does: this takes three quarters of the time.
+        """
+        log, words, head, ahead = self._log, self._words, self._words[HEAD], None
+        lock = log.lock
+        if lock.is_mine() or self._sync or self._read_only or self._commits.waiting:
+            return False
+        if head != self._applied:
+            ahead = self._ahead
+            if ahead is None or ahead.head != head:
+                return False
+        if self._pid != os.getpid():
+            return False
+        payload, end, is_awaited = join(encoded), None, False
+        try:
+            try:
+                if not lock.take_now():
+                    return False
+                lock.writing = payload
+                with self._appending:
+                    table = self._position
+                    if table is not None:
+                        end = log.append_one(payload, table if ahead is None else ahead)
+                        if end is not None:
+                            is_awaited = words[WAITING] >= head
+                            self._carry_over(changes, table, ahead, end, head)
+                lock.let_go()
+            except BaseException:
+                lock.return_to(OUTSIDE)
+                raise
+            if is_awaited:
+                ring(words)
+        except BaseException:
+            lock.return_to(OUTSIDE)  # As in `_append`.
+            raise
+        finally:
+            if notes.waiting:
+                self._tell()
+        if end is None:
+            if log.lock is not lock:
+                self._refuse_closed()
+                refuse_in_child()
+            return False
+        if end.offset > self._auto_save.above:
+            self._auto_save.consider(end.offset, self)
+            self._tell()
+        return True
+
     def _append(self, payload: bytes, changes: Sequence[Change], *, expires: bool = False) -> None:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
         commit = Commit(payload, changes, expires=expires)
@@ -142,33 +194,48 @@ class Handle(OpenTable):
         before = table if ahead is None else ahead
         try:
             if len(group) == 1:
-                payloads, expires = [first.payload], first.expires
+                payloads, changes, expires = [first.payload], first.changes, first.expires
             else:
-                payloads, expires = [one.payload for one in group], any(one.expires for one in group)
+                payloads, changes = [one.payload for one in group], [done for one in group for done in one.changes]
+                expires = any(one.expires for one in group)
             if expires:  # Whoever sees the new head must see this, too.
                 words[EXPIRING] = before.generation + 1
+                self._head = NEVER
             end = self._log.append(payloads, before, sync=self._sync)
         finally:
             # Whatever interrupts the append, it is the page that tells whether it took place.
             first.done = words[HEAD] != head
         is_awaited = words[WAITING] >= head
+        self._carry_over(changes, table, ahead, end, head)
+        return is_awaited
+
+    def _carry_over(
+        self, changes: Sequence[Change], table: Position, ahead: Position | None, end: Position, head: int
+    ) -> None:
+        """Do to the table what was just appended, unless another thread has read that meanwhile.
+
+        Args:
+            changes: What was appended.
+            table: Where the table stood.
+            ahead: Where it was appended; None: there.
+            end: Where the log ends now.
+            head: What was published before.
+        """
+        log = self._log
         with self._table_lock:
             if self._position is not table:
-                return is_awaited  # Another thread read in between, and has caught up with the log.
+                return
             if ahead is not None:
                 self._ahead = None if self._is_stuck else end
-                return is_awaited
-            log, records = self._log, self._records
-            self._position = None if log.keeps_all else before
-            for commit in group:
-                apply(commit.changes, records)
-            self._position, self._applied = end, words[HEAD]
+                return
+            self._position = None if log.keeps_all else table
+            apply(changes, self._records)
+            self._position, self._applied = end, self._words[HEAD]
             log.slot.sequence[0] = end.sequence
-            if self._head == head and not expires:
+            if self._head == head:
                 self._head = self._applied  # As open as it was, for a part of the price.
             else:
                 self._open_gate()
-        return is_awaited
 
     def _prepare_locked(self) -> None:
         """The log may be appended to, and where it ends is known; or an error says why not."""

@@ -110,7 +110,11 @@ class PartitionKeys:
         Raises:
             RecordError: A key field holds something mutable, or a nan, which is not even equal to itself.
         """
-        key = self.of(record)
+        try:
+            # As `of`, for a part of the price.
+            key = (record[self._single],) if self._single is not None else self._several(record)
+        except KeyError:
+            key = self.of(record)
         if not _PLAIN.issuperset(map(type, key)):
             for name, value in zip(self.names, key, strict=True):
                 _check(value, f"record[{name!r}]")

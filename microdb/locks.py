@@ -27,6 +27,7 @@ from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import File, Files
 
 __all__ = [
+    "OUTSIDE",
     "REENTRANT",
     "Level",
     "WriteLock",
@@ -77,7 +78,7 @@ class Level(NamedTuple):
     depth: int
 
 
-_OUTSIDE: Final = Level(is_queued=False, depth=0)
+OUTSIDE: Final = Level(is_queued=False, depth=0)
 
 
 class WriteLock:
@@ -146,7 +147,7 @@ class WriteLock:
 
     def level(self) -> Level:
         """Where the calling thread stands."""
-        return Level(is_queued=True, depth=self.depth) if self.is_mine() else _OUTSIDE
+        return Level(is_queued=True, depth=self.depth) if self.is_mine() else OUTSIDE
 
     def take_now(self) -> bool:
         """As `acquire`, by whoever is outside, if nobody has it here or elsewhere; whether that was so.
@@ -167,6 +168,17 @@ class WriteLock:
                 self._owner_words[0] = self._pid  # type: ignore[index]  # Then there are words.
         self._is_taken = True
         return True
+
+    def let_go(self) -> None:
+        """Undo `take_now`, at the end of a block in which nothing was unusual; else `return_to` does."""
+        self.writing = None
+        self._is_taken = False
+        if self._file is not None:
+            _flock(self._file.fd, _UNLOCK)
+        self.depth = 0
+        self._threads.release()
+        if self.sleepers:
+            self.wake_next()
 
     def enter_queue_now(self) -> bool:
         """Be first in the queue, if no other thread of this process is; whether that was so."""

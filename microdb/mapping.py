@@ -211,7 +211,9 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         if expected is not _ANYTHING:
             self._put_expecting(expected, change, encoded)
             return
-        self._commit((change,), (encoded,), expires=at is not None)
+        changes, items = (change,), (encoded,)
+        if at is not None or not self._upsert_straight(changes, items):
+            self._commit(changes, items, expires=at is not None)
 
     def upsert_many(
         self, records: Iterable[Record], *, ttl: float | None = None, expires_at: float | dt.datetime | None = None
@@ -459,7 +461,9 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
         if change[0] != key:
             own = shown(change[0])
             raise RecordError("record", f"its key is {own:.200}, not {shown(key):.200}; use upsert(record)")
-        self._commit((change,), (encoded,), expires=type(change[1]) is Expiring)
+        changes, items, expires = (change,), (encoded,), type(change[1]) is Expiring
+        if expires or not self._upsert_straight(changes, items):
+            self._commit(changes, items, expires=expires)
 
     def _upserting(self, record: Record, expires_at: float | None) -> tuple[Change, bytes]:
         copy = stored(record)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import microdb
+from microdb.handle import Handle
 from walfiles import Wal
 
 # Children and a loaded machine make times mean nothing, and so does coverage.
@@ -46,6 +47,14 @@ def open_db(path):
 def either(request, open_db):
     """An empty database of each kind."""
     return open_db() if request.param == "file" else open_db(":memory:")
+
+
+@pytest.fixture(params=["straight", "long"])
+def way(request, monkeypatch):
+    """By which way the upsert of a record gets into the log, where both are open to it."""
+    if request.param == "long":
+        monkeypatch.setattr(Handle, "_upsert_straight", lambda *_: False)
+    return request.param
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from microdb import ConflictError, CorruptError, FailedError, MicroDB, VersionEr
 from microdb.wal import file_log
 from microdb.wal.format import BASE_BYTES, CRC, FRAME, FRAME_BYTES_MIN
 
+pytestmark = pytest.mark.usefixtures("way")
+
 LOG = "0000000002.log"
 KEPT = [{"job": 0}]
 STEPS = [{"job": 1, "who": "Bob"}, {"job": 2, "who": "Eve"}, {"job": 3, "who": "Ann"}, {"job": 4, "who": "Joe"}]

@@ -23,6 +23,8 @@ from microdb.wal.header import DIRTY, DURABLE, HEAD, HEADER_BYTES
 from microdb.wal.memory_log import MemoryLog
 from walfiles import Wal, ids
 
+pytestmark = pytest.mark.usefixtures("way")
+
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
 

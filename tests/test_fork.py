@@ -226,9 +226,11 @@ def test_a_fork_without_pythons_hooks_is_noticed(open_db, path):
             os._exit(run(child))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert forked(lambda: refused(path)) == 0, "the child did not free it"
+    mdb.upsert(A)
     pid = ctypes.PyDLL(None).fork()
     if pid == 0:
-        os._exit(run(lambda: mdb.upsert({"id": "child"})))
+        lock = mdb._log.lock
+        os._exit(run(lambda: (mdb.upsert({"id": "child"}), mdb._log.lock is not lock or pytest.fail("the parent's"))))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert mdb["child",] == {"id": "child"}
     mdb.upsert({"id": "after"})
@@ -366,10 +368,10 @@ def test_processes_started_by_any_method_share_it(open_db, path, method):
     assert len(mdb) == 150
 
 
-def upsert_that_forks(mdb, record, pids, refused):
+def upsert_that_forks(mdb, record, pids, refused, method="upsert"):
     """The child that is made amid it is refused, and nothing more; in the parent it is made."""
     try:
-        mdb.upsert(record)
+        getattr(mdb, method)(record)
     except refused as error:
         assert pids == [0]
         os._exit(isinstance(error, microdb.ReentrantError) and "forked" not in str(error))
@@ -379,10 +381,16 @@ def upsert_that_forks(mdb, record, pids, refused):
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
-@pytest.mark.parametrize(("durability", "step"), [("process", "take_now"), ("power", "acquire_queued")])
-def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_its_parent(open_db, durability, step):
+@pytest.mark.parametrize(
+    ("durability", "step", "method"),
+    [("process", "take_now", "upsert"), ("process", "take_now", "upsert_many"), ("power", "acquire_queued", "upsert")],
+)
+def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_its_parent(
+    open_db, durability, step, method
+):
     """It has no lock of its own, and goes on within a write that waits for the parent's."""
     mdb = open_db(durability=durability)
+    mdb.upsert({"id": "first"})
     lock = mdb._log.lock
     acquire, pids = getattr(lock, step), []
 
@@ -391,10 +399,11 @@ def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_
         return acquire(*args)
 
     setattr(lock, step, acquire_after_a_fork)
-    upsert_that_forks(mdb, {"id": "a"}, pids, microdb.ReentrantError)
+    record = {"id": "a"}
+    upsert_that_forks(mdb, record if method == "upsert" else [record], pids, microdb.ReentrantError, method)
     delattr(lock, step)
     mdb.upsert({"id": "b"})
-    assert list(mdb) == [("a",), ("b",)]
+    assert list(mdb) == [("first",), ("a",), ("b",)]
 
 
 @pytest.mark.parametrize("is_written", [False, True])

@@ -11,10 +11,12 @@ from faulty import Faulty, Meanwhile, held_elsewhere, in_thread, once, only, sav
 from microdb import handle, open_table
 from microdb.files import OS
 from microdb.locks import is_alone
-from microdb.wal.codec import encode_upsert, join
+from microdb.wal.codec import encode_delete, encode_upsert, join
 from microdb.wal.header import HEAD, LAST
 from microdb.wal.log import GoneError
 from walfiles import append_payload, overwrite
+
+pytestmark = pytest.mark.usefixtures("way")
 
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
@@ -39,17 +41,21 @@ def test_an_interrupt_in_the_middle_of_a_batch_does_not_empty_the_table(mdb, mon
     assert mdb["a",] == A
 
 
-def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_refused(mdb):
-    append = mdb._log.append
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write_is_refused(mdb, monkeypatch):
+    name = "_write" if hasattr(mdb._log, "_write") else "append"  # Both ways lead through it.
+    put, refused = getattr(mdb._log, name), []
 
     def interrupted(*args, **options):
-        with pytest.raises(microdb.ReentrantError, match="let it return first"):
-            mdb.upsert({"id": "c"})
-        return append(*args, **options)
+        for write in (mdb.upsert, mdb.delete):
+            with pytest.raises(microdb.ReentrantError, match="let it return first"):
+                write(A)
+            refused.append(write)
+        return put(*args, **options)
 
-    mdb._log.append = interrupted
+    monkeypatch.setattr(mdb._log, name, interrupted)
     mdb.upsert(B)
     assert list(mdb.all()) == [A, B]
+    assert len(refused) == 2
 
 
 # Closing while others are on their way.
@@ -183,13 +189,23 @@ def test_a_read_goes_straight_to_the_table_if_nothing_is_new(open_db, filename):
 # What another thread has done in between.
 
 
-def test_a_batch_that_another_thread_read_from_the_log_first_is_not_applied_twice(mdb):
+def test_a_batch_that_another_thread_read_from_the_log_first_is_not_applied_twice(mdb, way):
     seen = []
-    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: seen.append(in_thread(lambda: mdb["b",])), time=2)
+    time = 1 if way == "straight" else 2
+    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: seen.append(in_thread(lambda: mdb["b",])), time=time)
     mdb.upsert(B)
     assert seen == [B], "between the append and the table of its own process"
     assert mdb.stats().sequence == 2
     assert list(mdb.all()) == [A, B]
+
+
+def test_nor_are_changes_that_would_come_to_something_else_the_second_time(mdb):
+    seen = []
+    changes = [(("a",), None), (("a",), A), (("b",), B)]
+    encoded = [encode_upsert(record) if record else encode_delete(key) for key, record in changes]
+    mdb._table_lock = Meanwhile(mdb._table_lock, lambda: seen.extend(in_thread(lambda: list(mdb.all()))), time=2)
+    mdb._commit(changes, encoded)
+    assert seen == list(mdb.all()) == [A, B]
 
 
 def test_of_two_threads_of_a_child_that_write_first_one_opens_the_files(open_db):

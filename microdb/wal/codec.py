@@ -164,9 +164,11 @@ def encode_upsert(record: Record) -> bytes:
         RecordError: A str in the record has no UTF-8 form.
     """
     try:
+        if type(record) is dict:
+            return _packed(record)
         if type(record) is Expiring:
             return _packed([_EXPIRING, dict(record), record.expires_at])
-        return _packed(record if type(record) is dict else dict(record))
+        return _packed(dict(record))
     except UnicodeEncodeError:
         checked(dict(record))
         raise

@@ -32,6 +32,7 @@ from microdb.wal.format import (
     FRAME_BYTES_MIN,
     HASH_BYTES,
     NO_SNAPSHOT,
+    OFFSET_BITS,
     OFFSET_MAX,
     Payload,
     Position,
@@ -43,7 +44,7 @@ from microdb.wal.log import GoneError, Start
 from microdb.wal.log_file import LogFile, end_from, frames_to, open_log, overlay_of, snapshot_hash
 from microdb.wal.open_files import OpenFiles, check_place, replaced
 from microdb.wal.reader import read_frames
-from microdb.wal.writer import write_frames
+from microdb.wal.writer import write_frame, write_frames
 
 __all__ = ["FileLog"]
 
@@ -231,6 +232,29 @@ class FileLog(OpenFiles):
         self.publish_generation(generation + 1, file.size(), fields.salt)
         return True
 
+    def append_one(self, payload: Payload, after: Position) -> Position | None:
+        """As `prepare` and `append` of one payload without `sync`, where they do no more than that; else None.
+
+        Then nothing was done. So it is for the ordinary write, which cannot wait for so many calls.
+        """
+        words, log = self.words, self.generations.last
+        generation, offset, _, _ = after
+        head = generation << OFFSET_BITS | offset
+        if (
+            words[HEAD] != head
+            or words[DIRTY]
+            or words[POISONED]
+            or log is None
+            or log.header.generation != generation
+            or time.monotonic() > self._look_at_s
+        ):
+            return None
+        data, end = write_frame(payload, after, DURABLE_BEFORE if words[DURABLE] == offset else 0)
+        if end.offset > OFFSET_MAX or log.file.size() != offset:
+            return None
+        self._write(log, data, offset, offset, head)
+        return end
+
     def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:
         """Write the frames behind `after`, the end of the log, and publish them all with one store.
 
@@ -239,43 +263,50 @@ class FileLog(OpenFiles):
             OSError: Nothing was published, and the log ends where it did. After a failed fsync the generation is
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
-        words, lock = self.words, self.lock
+        words = self.words
         generation, offset, _, _ = after
         log = self.generations.last
         if log is None or log.header.generation != generation:
             log = self._current(generation)
-        file = log.file
         data, end = write_frames(payloads, after, flags=DURABLE_BEFORE if words[DURABLE] == offset else 0)
-        before = words[HEAD]
-        if before & OFFSET_MAX != offset:
+        head = words[HEAD]
+        if head & OFFSET_MAX != offset:
             raise AssertionError("whoever appends stands at the end of the log")
         if end.offset > OFFSET_MAX:
-            raise StorageError(file.path, f"the log is full at {offset} bytes; save()", offset=offset)
-        if file.size() != offset:
+            raise StorageError(log.file.path, f"the log is full at {offset} bytes; save()", offset=offset)
+        if log.file.size() != offset:
             self._mend_end(log, after)
-        head = before + len(data)
+        self._write(log, data, offset, end.offset - FRAME_BYTES_MIN - len(payloads[-1]), head, sync=sync)
+        return end
+
+    def _write(self, log: LogFile, data: bytes, offset: int, last: int, head: int, *, sync: bool = False) -> None:
+        """Write frames at the end of a log, `offset`, which `head` says, and publish them; or undo it all.
+
+        `last` is where the last of them begins.
+        """
+        words, lock, file = self.words, self.lock, log.file
+        length = len(data)
         try:
             words[DIRTY] = self._pid
             file.write_at(data, offset)
-            words[LAST] = end.offset - FRAME_BYTES_MIN - len(payloads[-1])
+            words[LAST] = last
             if sync:
                 self.sync_file(log)
             if self.lock is not lock:
                 refuse_in_child()
-            words[HEAD] = head
+            words[HEAD] = head + length
             if sync:
-                words[DURABLE] = end.offset
-                header.seal(words, generation, end.offset)
+                words[DURABLE] = offset + length
+                header.seal(words, log.header.generation, offset + length)
             words[DIRTY] = 0
         except BaseException:
             if self.lock is lock:  # Else it is the parent's page.
                 self._take_back(file, offset, head)
             raise
-        return end
 
     def _take_back(self, file: File, offset: int, head: int) -> None:
-        """After an error: undo what was not published."""
-        if self.words[HEAD] != head:
+        """After an error: undo what was not published behind a head."""
+        if self.words[HEAD] == head:
             # If this raises too, the dirty word stays, and the next writer begins here.
             self._cut(file, offset)
         self.words[DIRTY] = 0

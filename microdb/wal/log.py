@@ -111,6 +111,10 @@ class Log(Protocol):
         """Whether nothing may be appended before a save."""
         ...
 
+    def append_one(self, payload: Payload, after: Position) -> Position | None:
+        """As `prepare` and `append` of one payload without `sync`, where they do no more than that; else None."""
+        ...
+
     def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:
         """Under the lock: write a frame for each payload behind `after`, which is the end, and publish them at once.
 

@@ -98,6 +98,10 @@ class MemoryLog:
         """Never."""
         return False
 
+    def append_one(self, payload: Payload, after: Position) -> Position:
+        """As there: there is nothing to prepare."""
+        return self.append((payload,), after, sync=False)
+
     def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:  # noqa: ARG002  # No disk.
         """Keep the payloads and move the head."""
         self._payloads = payloads

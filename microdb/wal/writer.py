@@ -19,7 +19,7 @@ from microdb.wal.format import (
     Position,
 )
 
-__all__ = ["log_header", "write_frames"]
+__all__ = ["log_header", "write_frame", "write_frames"]
 
 _new: Final = tuple.__new__
 _frame: Final = FRAME.pack
@@ -47,17 +47,22 @@ def log_header(
     )
 
 
+def write_frame(payload: Payload, after: Position, flags: int) -> tuple[bytes, Position]:
+    """As `write_frames` of one payload, in two thirds of the time."""
+    generation, offset, sequence, crc = after
+    sequence += 1
+    frame = _frame(len(payload), flags, sequence) + payload
+    crc = crc32(frame, crc)
+    data = frame + _crc(crc)
+    # As `Position(…)`, in half the time.
+    return data, _new(Position, (generation, offset + len(data), sequence, crc))
+
+
 def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0) -> tuple[bytes, Position]:
     """The bytes of one frame for each payload, and the position behind them. Only the first frame bears the flags."""
-    generation, offset, sequence, crc = after
     if len(payloads) == 1:
-        # As below, in two thirds of the time.
-        (payload,) = payloads
-        sequence += 1
-        frame = _frame(len(payload), flags, sequence) + payload
-        crc = crc32(frame, crc)
-        data = frame + _crc(crc)
-        return data, _new(Position, (generation, offset + len(data), sequence, crc))
+        return write_frame(payloads[0], after, flags)
+    generation, offset, sequence, crc = after
     frames: list[bytes] = []
     for payload in payloads:
         sequence += 1
@@ -66,5 +71,4 @@ def write_frames(payloads: Sequence[Payload], after: Position, *, flags: int = 0
         frames += frame, _crc(crc)
         flags = 0
     data = b"".join(frames)
-    # As `Position(…)`, in half the time.
     return data, _new(Position, (generation, offset + len(data), sequence, crc))

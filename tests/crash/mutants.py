@@ -44,6 +44,7 @@ _OVERLAY = (
 _FSYNC = "tests/crash/test_failed_fsync.py"
 _EXPIRY = "tests/test_expiry.py"
 _WATCH = "tests/test_watch.py tests/test_asyncio.py"
+_STRAIGHT = "tests/test_straight.py"
 _KILLS = "tests/crash/test_syscall_kills.py"
 _POWER = "tests/crash/test_power_cut.py"
 
@@ -86,9 +87,65 @@ MUTANTS = [
     Mutant(
         "an append does not look whether the log ends where it did",
         "wal/file_log.py",
-        "if file.size() != offset:",
-        "if False:",
+        "        if log.file.size() != offset:\n",
+        "        if False:\n",
         "tests/test_bad_files.py",
+    ),
+    Mutant(
+        "nor does one that goes straight",
+        "wal/file_log.py",
+        " or log.file.size() != offset:",
+        ":",
+        _STRAIGHT,
+    ),
+    Mutant(
+        "an upsert goes straight over a write that was left unfinished",
+        "wal/file_log.py",
+        "            or words[DIRTY]\n",
+        "",
+        _STRAIGHT,
+    ),
+    Mutant(
+        "an upsert goes straight over what another has written",
+        "wal/file_log.py",
+        "            words[HEAD] != head\n            or words",
+        "            words",
+        _STRAIGHT,
+    ),
+    Mutant(
+        "an upsert goes straight beside a lock of its own thread",
+        "handle.py",
+        "if lock.is_mine() or self._sync or",
+        "if self._sync or",
+        _STRAIGHT,
+    ),
+    Mutant(
+        "an upsert goes straight where others wait to be taken along",
+        "handle.py",
+        " or self._commits.waiting:\n            return False",
+        ":\n            return False",
+        _STRAIGHT,
+    ),
+    Mutant(
+        "an upsert goes straight in a child that Python does not know of",
+        "handle.py",
+        "        if self._pid != os.getpid():\n            return False\n",
+        "",
+        "tests/test_fork.py",
+    ),
+    Mutant(
+        "an upsert goes straight past a close",
+        "handle.py",
+        "                with self._appending:\n                    table =",
+        "                with contextlib.nullcontext():\n                    table =",
+        f"{_STRAIGHT} --timeout 20",
+    ),
+    Mutant(
+        "what another thread has read first is done to the table again",
+        "handle.py",
+        "            if self._position is not table:\n                return\n",
+        "",
+        "tests/test_handle.py",
     ),
     Mutant(
         "durability power does not fsync",
@@ -101,14 +158,14 @@ MUTANTS = [
         "an append publishes before it writes",
         "wal/file_log.py",
         "            file.write_at(data, offset)\n",
-        "            words[HEAD] = head\n            file.write_at(data, offset)\n",
+        "            words[HEAD] = head + length\n            file.write_at(data, offset)\n",
         f"{_KILLS} -k inside_a_write",
     ),
     Mutant(
         "an append publishes with two stores",
         "wal/file_log.py",
-        "            words[HEAD] = head\n",
-        "            words[HEAD] = head >> 16 << 16\n            words[HEAD] = head\n",
+        "            words[HEAD] = head + length\n",
+        "            words[HEAD] = head + length >> 16 << 16\n            words[HEAD] = head + length\n",
         f"{_KILLS} -m long -k 'any_store and upsert'",
     ),
     Mutant(
@@ -455,9 +512,16 @@ MUTANTS = [
     Mutant(
         "whoever writes wakes nobody",
         "handle.py",
-        "            if is_awaited:\n                ring(words)",
-        "            if False:\n                ring(words)",
+        "            if is_awaited:\n                ring(words)\n        except BaseException:\n            # If",
+        "            if False:\n                ring(words)\n        except BaseException:\n            # If",
         _WATCH,
+    ),
+    Mutant(
+        "whoever upserts wakes nobody",
+        "handle.py",
+        "            if is_awaited:\n                ring(words)\n        except BaseException:\n            lock.",
+        "            if False:\n                ring(words)\n        except BaseException:\n            lock.",
+        _STRAIGHT,
     ),
     Mutant(
         "a save that moves the head wakes nobody",

@@ -50,7 +50,7 @@ NEEDED = {
     "_cut: sync_folder folder": "torn tail",
     "_cut: sync_data log": "made again",
     # Writes.
-    "append > sync_file: sync_data log": "append, power",
+    "_write > sync_file: sync_data log": "append, power",
     "sync > sync_file: sync_data log": "append, process",
     # A save: the snapshot, the new log, what was written meanwhile in the old log and in the new one, and both names.
     "_draft > _write_aside: sync aside": "first save",
