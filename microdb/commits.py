@@ -13,7 +13,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from microdb.changes import Change
@@ -46,7 +46,7 @@ class Commit:
     next: "Commit | None" = None
     _asleep: "threading.Lock | None" = None
 
-    def __init__(self, payload: bytes, changes: Sequence[Change], *, expires: bool = False) -> None:
+    def __init__(self, payload: bytes, changes: Iterable[Change], *, expires: bool = False) -> None:
         self.payload = payload
         self.changes = changes
         self.expires = expires

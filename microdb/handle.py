@@ -7,7 +7,7 @@ while holding it. A thread that holds the write lock for long blocks no reads.
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from microdb import forks, notes, snapshot
@@ -86,7 +86,7 @@ class Handle(OpenTable):
                 return
         self._append(join(encoded), changes, expires=expires)
 
-    def _upsert_straight(self, changes: Sequence[Change], encoded: Sequence[bytes]) -> bool:  # noqa: C901, PLR0912  # Written out, see below.
+    def _upsert_straight(self, changes: Iterable[Change], encoded: Sequence[bytes]) -> bool:  # noqa: C901, PLR0912  # Written out, see below.
         """Commit the upsert of a record that does not expire, if nothing is in the way; else False, with nothing done.
 
         It does what `_commit` and those that it calls would do, and leaves to them what they look after besides: other
@@ -138,7 +138,7 @@ class Handle(OpenTable):
             self._tell()
         return True
 
-    def _append(self, payload: bytes, changes: Sequence[Change], *, expires: bool = False) -> None:
+    def _append(self, payload: bytes, changes: Iterable[Change], *, expires: bool = False) -> None:
         """One batch into the log. Of several threads that wait, the first takes the batches of all along."""
         commit = Commit(payload, changes, expires=expires)
         group = [commit]
@@ -210,7 +210,7 @@ class Handle(OpenTable):
         return is_awaited
 
     def _carry_over(
-        self, changes: Sequence[Change], table: Position, ahead: Position | None, end: Position, head: int
+        self, changes: Iterable[Change], table: Position, ahead: Position | None, end: Position, head: int
     ) -> None:
         """Do to the table what was just appended, unless another thread has read that meanwhile.
 

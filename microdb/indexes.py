@@ -192,6 +192,11 @@ class IndexedRecords(Records):
             self.indexes = {}
             raise
 
+    def update(self, pairs: Iterable[tuple[Key, Record]], /) -> None:  # type: ignore[override]  # All that is asked of it.
+        """As that of a dict."""
+        for key, record in pairs:
+            self[key] = record
+
     def pop(self, key: Key, default: Any = None, /) -> Any:
         """As that of a dict."""
         try:

@@ -5,7 +5,7 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMappi
 from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar, overload
 
-from microdb.changes import CLEAR, Change
+from microdb.changes import CLEAR, Change, Upserts
 from microdb.errors import ConflictError, RecordError, shown
 from microdb.expiry import when
 from microdb.handle import Handle
@@ -257,7 +257,7 @@ class RecordMapping(Handle, MutableMapping[Key, Record]):
                     copies = [
                         Nested(mine) if type(one) is Nested else mine for one, mine in zip(copies, plain, strict=True)
                     ]
-                self._append(encode_upserts(plain), list(zip(keys, copies, strict=True)))
+                self._append(encode_upserts(plain), Upserts(keys, copies))
                 return
         pairs = [self._upserting(record, at) for record in given]
         if pairs:

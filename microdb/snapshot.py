@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from microdb import imports, json_values
 from microdb.errors import CorruptError, GridError, RecordError, shown
 from microdb.keys import Key, PartitionKeys
-from microdb.values import Record, checked, kept
+from microdb.values import Record, are_dicts, checked, kept
 
 if TYPE_CHECKING:
     import msgspec
@@ -219,7 +219,7 @@ class _Source(NamedTuple):
 def _from_json(found: Any, path: str, *, has_tags: bool) -> list[Record]:
     if type(found) is not list:
         raise CorruptError(path, f"this is {_kind(found)}, not a list of records or a grid; {REMEDY}")
-    records = None if has_tags else kept(found)
+    records = None if has_tags or not are_dicts(found) else kept(found)
     if records is not None:
         return records
     return _records(found, _Source(path, None, json_values.decode_record, json_values.decode_row))

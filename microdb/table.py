@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from microdb.changes import Change
+from microdb.changes import Change, Upserts
 from microdb.keys import Key
 from microdb.values import Record
 
@@ -16,6 +16,9 @@ def apply(changes: Iterable[Change], records: Records) -> None:
 
     Whoever is interrupted in the middle must not simply begin anew: the places could come out in another order.
     """
+    if type(changes) is Upserts:
+        records.update(iter(changes))
+        return
     for key, record in changes:
         if record is not None:
             records[key] = record  # type: ignore[index]  # An upsert has a key.
@@ -41,6 +44,9 @@ class Overlay:
     def add(self, changes: Iterable[Change]) -> None:
         """Carry out more changes, behind those before."""
         records = self.records
+        if type(changes) is Upserts:
+            records.update(iter(changes))
+            return
         for key, record in changes:
             if record is not None:
                 records[key] = record  # type: ignore[index]  # An upsert has a key.

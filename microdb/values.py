@@ -178,14 +178,14 @@ def are_dicts(records: Sequence[Any]) -> bool:
 
 
 def kept(records: list[Any]) -> list[Record] | None:
-    """Records as a table keeps them, of dicts that are its own from now on; None if any of them needs a closer look.
+    """Dicts as a table keeps them, its own from now on; None if any of them needs a closer look. See `are_dicts`.
 
     Costs next to nothing a record where all values are immutable, and little where they are lists and dicts of such.
     A name that is no str passes if it equals one that a record before has; the encoder refuses it. Lone surrogates pass
     as they do in `stored`.
     """
     # The names of all together: mostly they share them.
-    if not are_dicts(records) or not STR.issuperset(map(type, set().union(*records))):
+    if not STR.issuperset(map(type, set().union(*records))):
         return None
     if FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, records)))):
         return records

@@ -380,7 +380,7 @@ class Watching(Claims):
         if is_carried(payload):
             return []  # What a save carries over is known already, or will be with the table.
         (changes,) = changes_in([payload], self._keys, self._log.name)
-        return changes
+        return list(changes)
 
     def _sleep(self, bell: Bell, head: int, timeout_s: float | None) -> None:
         """See `feed.Source`."""

@@ -16,13 +16,13 @@ in `values.FORMS` and whose data is the form's plain value, packed.
 import functools
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, cast
 
 import msgpack
 
-from microdb.changes import Change
+from microdb.changes import Change, Upserts
 from microdb.errors import RecordError
 from microdb.keys import Key, PartitionKeys
 from microdb.values import (
@@ -33,6 +33,7 @@ from microdb.values import (
     Expiring,
     Nested,
     Record,
+    are_dicts,
     check,
     checked,
     is_sound,
@@ -275,7 +276,7 @@ def decode(payload: Payload, keys: PartitionKeys) -> list[Change]:
         raise CodecError(f"not a batch of changes ({type(error).__name__}: {error})") from error
 
 
-def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[list[Change]]:
+def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[Iterable[Change]]:
     """The changes of many payloads, some thousand or some MiB at a time: a third of the price of `decode` of each.
 
     Of three or fewer `decode` is quicker.
@@ -298,7 +299,7 @@ def decode_all(payloads: Sequence[Payload], keys: PartitionKeys) -> Iterator[lis
                 yield decode(payload, keys)
 
 
-def _upserts(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Change] | None:
+def _upserts(payloads: Sequence[Payload], keys: PartitionKeys) -> Upserts | None:
     """The changes of payloads that upsert records and do nothing else, none of which needs a closer look; else None.
 
     Bytes that are no payload alone might be one together. Nobody writes such, and who would has a right crc for them.
@@ -308,9 +309,9 @@ def _upserts(payloads: Sequence[Payload], keys: PartitionKeys) -> list[Change] |
         items = list(chain.from_iterable(batches))
     except _DECODE_ERRORS:
         return None
-    records = kept(items) if LIST.issuperset(map(type, batches)) else None
+    records = kept(items) if LIST.issuperset(map(type, batches)) and are_dicts(items) else None
     found = keys.all_plain(records) if records is not None else None
-    return None if records is None or found is None else list(zip(found, records, strict=True))
+    return None if records is None or found is None else Upserts(found, records)
 
 
 def _change(item: Any, keys: PartitionKeys) -> Change:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Final, NamedTuple
 
 from microdb import collecting
@@ -181,7 +180,7 @@ def ends_in(log: LogFile, after: Position, payloads: Sequence[Payload], end: Pos
     return [*found, *[end] * bool(payloads)]
 
 
-def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterable[list[Change]]:
+def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterable[Iterable[Change]]:
     """The changes that payloads hold, in order, some thousand payloads at a time.
 
     Raises:
@@ -195,7 +194,7 @@ def changes_in(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> I
         raise _no_changes(path, error) from error
 
 
-def _changes_in_many(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterator[list[Change]]:
+def _changes_in_many(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Iterator[Iterable[Change]]:
     try:
         yield from decode_all(payloads, keys)
     except CodecError as error:
@@ -208,8 +207,11 @@ def _no_changes(path: str, error: CodecError) -> CorruptError:
 
 def overlay_of(payloads: Sequence[Payload], keys: PartitionKeys, path: str) -> Overlay:
     """What the changes of a log come to. Raises CorruptError, as `changes_in` does."""
+    overlay = Overlay()
     with collecting.paused():
-        return Overlay(chain.from_iterable(changes_in(payloads, keys, path)))
+        for changes in changes_in(payloads, keys, path):
+            overlay.add(changes)
+    return overlay
 
 
 def _broken(log: LogFile, end: Position, reason: str) -> CorruptError:

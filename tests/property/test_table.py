@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microdb.changes import CLEAR
+from microdb.changes import CLEAR, Upserts
+from microdb.indexes import HashIndex, IndexedRecords
 from microdb.table import Overlay, apply
 
 # Keys that are equal and not the same: the table keeps the one that came first.
@@ -34,3 +35,22 @@ def test_an_overlay_shows_each_record_as_if_its_changes_were_made(records, batch
     overlay, below = Overlay(batch), dict(records)
     apply(batch, records)
     assert [overlay.get(key, below) for key in KEYS] == [records.get(key) for key in KEYS]
+
+
+@given(tables, changes, st.lists(st.tuples(key, record), max_size=6))
+def test_upserts_carried_out_together_do_what_they_do_one_by_one(records, before, pairs):
+    together = Upserts([key for key, _ in pairs], [record for _, record in pairs])
+    below, one_by_one, indexed = Overlay(before), dict(records), IndexedRecords(records)
+    index = HashIndex(("value",))
+    indexed.keep("value", index)
+    below.add(together)
+    apply(before, one_by_one)
+    apply(pairs, one_by_one)
+    for table in (records, indexed):
+        apply(before, table)
+        apply(together, table)
+    assert in_order(records) == in_order(indexed) == in_order(one_by_one)
+    assert [below.get(key, {}) for key in KEYS] == [Overlay([*before, *pairs]).get(key, {}) for key in KEYS]
+    if "value" in indexed.indexes:
+        named = {key for value in range(100) for key in index.find({"value": value})}
+        assert named == set(one_by_one)
