@@ -95,7 +95,8 @@ class Handle(OpenTable):
         """
         log, words, head, ahead = self._log, self._words, self._words[HEAD], None
         lock = log.lock
-        if lock.is_mine() or self._sync or self._read_only or self._commits.waiting:
+        is_mine = lock.is_mine  # A call of what is no method is quicker in two steps.
+        if is_mine() or self._sync or self._read_only or self._commits.waiting:
             return False
         if head != self._applied:
             ahead = self._ahead
@@ -221,17 +222,16 @@ class Handle(OpenTable):
             end: Where the log ends now.
             head: What was published before.
         """
-        log = self._log
         with self._table_lock:
             if self._position is not table:
                 return
             if ahead is not None:
                 self._ahead = None if self._is_stuck else end
                 return
-            self._position = None if log.keeps_all else table
+            self._position = None if self._keeps_all else table
             apply(changes, self._records)
             self._position, self._applied = end, self._words[HEAD]
-            log.slot.sequence[0] = end.sequence
+            self._log.slot.sequence[0] = end.sequence
             if self._head == head:
                 self._head = self._applied  # As open as it was, for a part of the price.
             else:

@@ -62,6 +62,7 @@ class OpenTable:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
+        self._keeps_all = log.keeps_all
         self._keys = keys
         self._timeout_s = timeout_s
         self._clock = clock
@@ -263,7 +264,7 @@ class OpenTable:
         # a batch leaves nothing half done. A table in memory has nothing to be loaded from, and nobody to differ from.
         self._ahead = None
         self._is_stuck = False
-        self._position = None if self._log.keeps_all else after
+        self._position = None if self._keeps_all else after
         if end.generation != after.generation:
             payloads = [payload for payload in payloads if not is_carried(payload)]
         if len(payloads) > _MANY:

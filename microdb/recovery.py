@@ -46,7 +46,7 @@ class Scanned(NamedTuple):
     @property
     def generation(self) -> int:
         """Its number."""
-        return self.log.header.generation
+        return self.log.generation
 
     @property
     def last_change(self) -> int:

@@ -101,7 +101,7 @@ class FileLog(OpenFiles):
         the times of that are not known.
         """
         pair = self._open_pair()
-        if position.generation != pair.log.header.generation:
+        if position.generation != pair.log.generation:
             raise GoneError(position.generation)
         self.generations.check(position)
         if self.words[EXPIRING] > position.generation or not self._is_followed:
@@ -245,7 +245,7 @@ class FileLog(OpenFiles):
             or words[DIRTY]
             or words[POISONED]
             or log is None
-            or log.header.generation != generation
+            or log.generation != generation
             or time.monotonic() > self._look_at_s
         ):
             return None
@@ -266,7 +266,7 @@ class FileLog(OpenFiles):
         words = self.words
         generation, offset, _, _ = after
         log = self.generations.last
-        if log is None or log.header.generation != generation:
+        if log is None or log.generation != generation:
             log = self._current(generation)
         data, end = write_frames(payloads, after, flags=DURABLE_BEFORE if words[DURABLE] == offset else 0)
         head = words[HEAD]
@@ -297,7 +297,7 @@ class FileLog(OpenFiles):
             words[HEAD] = head + length
             if sync:
                 words[DURABLE] = offset + length
-                header.seal(words, log.header.generation, offset + length)
+                header.seal(words, log.generation, offset + length)
             words[DIRTY] = 0
         except BaseException:
             if self.lock is lock:  # Else it is the parent's page.
@@ -365,11 +365,11 @@ class FileLog(OpenFiles):
         try:
             log.file.sync_data()
         except OSError as error:
-            self.words[POISONED] = max(self.words[POISONED], log.header.generation)
+            self.words[POISONED] = max(self.words[POISONED], log.generation)
             failed = "%s: fsync failed (%s); writes in it may be lost with the power; the next write saves first"
             notes.add(notes.ERROR, failed, log.file.path, str(error))
             raise
-        if self.words[POISONED] == log.header.generation:
+        if self.words[POISONED] == log.generation:
             raise FailedError(log.file.path, "an earlier fsync of it failed; write again, which saves first")
 
     def publish_generation(self, generation: int, size: int, salt: bytes, *, poisoned: bool = False) -> None:

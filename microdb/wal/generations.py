@@ -51,8 +51,8 @@ class Generations:
             with contextlib.suppress(FileNotFoundError):
                 log = open_log(self._files.open(path, write=not self._read_only))
                 self.check_keys(log)
-                if log.header.generation != generation:
-                    reason = f"the log of generation {log.header.generation}, under the name of another"
+                if log.generation != generation:
+                    reason = f"the log of generation {log.generation}, under the name of another"
                     raise CorruptError(log.file.path, reason, offset=16)
                 return log
         raise GoneError(generation)
@@ -60,8 +60,8 @@ class Generations:
     def get(self, generation: int) -> LogFile:
         """As `open`, without opening it again if it is one of the last two."""
         last, before = self.last, self.before
-        if last is None or last.header.generation != generation:
-            found = before if before is not None and before.header.generation == generation else self.open(generation)
+        if last is None or last.generation != generation:
+            found = before if before is not None and before.generation == generation else self.open(generation)
             self.last, self.before = found, last
             return found
         return last
@@ -88,7 +88,7 @@ class Generations:
         """
         generation, offset = split_head(head)
         log = self.last
-        if ends is None and log is not None and after.generation == generation == log.header.generation:
+        if ends is None and log is not None and after.generation == generation == log.generation:
             return frames_to(log, after, offset)  # As below, for a part of the price.
         payloads: list[Payload] = []
         is_searched = after.generation < generation

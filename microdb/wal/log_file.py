@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from microdb import collecting
 from microdb.changes import Change
@@ -60,11 +60,21 @@ _LOOK_BYTES_MAX: Final = 1 << 20
 _HEADER_BYTES_MAX: Final = BASE_BYTES + KEYS_BYTES_MAX + CRC_BYTES
 
 
-class LogFile(NamedTuple):
-    """An open log and what its header says."""
+class LogFile:
+    """An open log and what its header says.
 
-    file: File
-    header: LogHeader
+    Attributes:
+        file: Itself.
+        header: What it says.
+        generation: That of the header.
+    """
+
+    __slots__ = ("file", "generation", "header")  # Each write asks them: a third of what a NamedTuple takes.
+
+    def __init__(self, file: File, header: LogHeader) -> None:
+        self.file = file
+        self.header = header
+        self.generation = header.generation
 
 
 def snapshot_hash(data: bytes | None) -> bytes:
@@ -152,7 +162,7 @@ def end_from(log: LogFile, begin: int, offset: int) -> Position | None:
     It is checked by the crc before it. Before the first write to a log, when no frame is known to be the last, all are
     read.
     """
-    file, header = log
+    file, header = log.file, log.header
     begin = max(header.end, begin)
     if not 0 <= offset - begin <= _LOOK_BYTES_MAX:
         return None

@@ -206,8 +206,8 @@ class OpenFiles:
 
         A thread that the fork left behind may still refer to them, so they are closed, not dropped.
         """
-        last, before = self.generations.last, self.generations.before
-        for file in (self._lock_file, self.header_file, last and last.file, before and before.file):
+        logs = (self.generations.last, self.generations.before)
+        for file in (self._lock_file, self.header_file, *(log.file for log in logs if log is not None)):
             if file is not None:
                 file.close()
         self.slot.free()
@@ -240,7 +240,7 @@ class OpenFiles:
         self.look()
         generation = split_head(self.words[HEAD])[0]
         last = self.generations.last
-        if last is not None and last.header.generation == generation:
+        if last is not None and last.generation == generation:
             check_place(self.files, last.file, self.paths.log(generation))
         self._look_at_s = time.monotonic() + _LOOK_EVERY_S
 
