@@ -3,7 +3,8 @@
 from benchmarks.peers.base import Peer
 from benchmarks.peers.dicts import DiskCache, Shelve, ShelveSqlite, SqliteDict, TinyDb
 from benchmarks.peers.engines import Lmdb, LmdbSync, RocksDb, Sqlite, SqliteFull
-from benchmarks.peers.local import Dict, Floor, FloorInPlace, Microdb, MicrodbPower
+from benchmarks.peers.floors import Bare, GroupCommit, InPlace, OnDisk, OneFunction
+from benchmarks.peers.local import Dict, Microdb, MicrodbPower
 from benchmarks.peers.servers import Manager, Redis, RedisAlways, Ultra
 
 __all__ = ["PEERS", "Peer"]
@@ -11,6 +12,8 @@ __all__ = ["PEERS", "Peer"]
 PEERS: tuple[Peer, ...] = (
     Microdb(),
     Dict(),
+    Bare(),
+    OneFunction(),
     Lmdb(),
     Sqlite(),
     RocksDb(),
@@ -23,8 +26,9 @@ PEERS: tuple[Peer, ...] = (
     Manager(),
     TinyDb(),
     MicrodbPower(),
-    Floor(),
-    FloorInPlace(),
+    OnDisk(),
+    InPlace(),
+    GroupCommit(),
     LmdbSync(),
     SqliteFull(),
     RedisAlways(),

@@ -62,6 +62,7 @@ class Peer(Protocol):
         is_shared: Whether several processes may write at once, by what its documentation promises.
         is_durable: Whether a write that returned survives a power cut.
         is_threaded: Whether several threads may write at once.
+        is_floor: Whether it is none, but shows how quick a single write could be.
     """
 
     name: ClassVar[str]
@@ -69,6 +70,7 @@ class Peer(Protocol):
     is_shared: ClassVar[bool] = False
     is_durable: ClassVar[bool] = False
     is_threaded: ClassVar[bool] = True
+    is_floor: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         """Why it cannot be measured here, with the command that changes that; None if it can."""

@@ -1,19 +1,15 @@
-"""microdb itself, and the limits that nothing can beat: a plain dict, and a bare loop of `pwrite` and `fdatasync`."""
+"""microdb itself, and the limit that nothing can beat: a plain dict."""
 
 import os
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import ClassVar, Final
-
-import msgpack
+from typing import ClassVar
 
 import microdb
 from benchmarks.data import Key, Record
 from benchmarks.peers.base import Peer, Store
 
-__all__ = ["Dict", "Floor", "FloorInPlace", "Microdb", "MicrodbPower"]
-
-_ROOM_BYTES: Final = 16 << 20
+__all__ = ["Dict", "DictStore", "Microdb", "MicrodbPower"]
 
 
 class _MicrodbStore(Store):
@@ -69,7 +65,9 @@ class MicrodbPower(Peer):
         return _MicrodbStore(folder, fields, "power")
 
 
-class _DictStore(Store):
+class DictStore(Store):
+    """A dict that copies in and out."""
+
     def __init__(self, fields: tuple[str, ...]) -> None:
         self.records: dict[Key, Record] = {}
         self.fields = fields
@@ -110,57 +108,4 @@ class Dict(Peer):
     name: ClassVar[str] = "dict"
 
     def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _DictStore(fields)
-
-
-class _FloorStore(_DictStore):
-    """What a write must cost at least that is on the disk when it returns."""
-
-    def __init__(self, folder: str, fields: tuple[str, ...], *, room_bytes: int = 0) -> None:
-        super().__init__(fields)
-        self._file = os.open(os.path.join(folder, "floor"), os.O_RDWR | os.O_CREAT)
-        self._room_bytes = room_bytes
-        self._end = 0
-        os.pwrite(self._file, bytes(room_bytes), 0)
-        os.fsync(self._file)
-
-    def put(self, record: Record) -> None:
-        data = msgpack.packb(record)
-        if self._room_bytes and self._end + len(data) > self._room_bytes:
-            self._end = 0
-        os.pwrite(self._file, data, self._end)
-        os.fdatasync(self._file)
-        self._end += len(data)
-        super().put(record)
-
-    def write(self, records: Iterable[Record]) -> None:
-        for record in records:
-            self.put(record)
-
-    def put_many(self, records: Sequence[Record]) -> None:
-        super().write(records)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-class Floor(Peer):
-    """A bare loop of packing, `pwrite` and `fdatasync`: the floor under every durable write."""
-
-    name: ClassVar[str] = "pwrite + fdatasync"
-    is_threaded: ClassVar[bool] = False
-    is_durable: ClassVar[bool] = True
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _FloorStore(folder, fields)
-
-
-class FloorInPlace(Peer):
-    """The same into a file that has its length already: the file system has nothing to note down but the data."""
-
-    name: ClassVar[str] = "pwrite + fdatasync, in place"
-    is_threaded: ClassVar[bool] = False
-    is_durable: ClassVar[bool] = True
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _FloorStore(folder, fields, room_bytes=_ROOM_BYTES)
+        return DictStore(fields)

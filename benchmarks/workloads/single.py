@@ -55,7 +55,7 @@ def real_data(plan: Plan) -> Iterator[Result]:
 
 def upserts(plan: Plan) -> Iterator[Result]:
     """Single upserts that survive the death of the process, by one thread and by several."""
-    yield from _upserts(plan, "upsert", _is_quick)
+    yield from _upserts(plan, "upsert", lambda peer: not peer.is_durable)
 
 
 def upserts_on_disk(plan: Plan) -> Iterator[Result]:
@@ -73,7 +73,7 @@ def batches(plan: Plan) -> Iterator[Result]:
 
 
 def _is_quick(peer: Peer) -> bool:
-    return not peer.is_durable
+    return not (peer.is_durable or peer.is_floor)
 
 
 class _Keys:
