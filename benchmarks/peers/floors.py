@@ -20,14 +20,16 @@ from benchmarks.data import Record
 from benchmarks.peers.base import Peer, Store
 from benchmarks.peers.local import DictStore
 
-__all__ = ["Bare", "GroupCommit", "InPlace", "OnDisk", "OneFunction"]
+__all__ = ["CRC", "FLAT", "HEADER", "Bare", "GroupCommit", "InPlace", "OnDisk", "OneFunction"]
 
 _ROOM_BYTES: Final = 16 << 20
 _PAGE_BYTES: Final = 4_096
-_FLAT: Final = frozenset({type(None), bool, int, float, str, bytes})
+FLAT: Final = frozenset({type(None), bool, int, float, str, bytes})
 _STR: Final = frozenset({str})
-_header: Final = struct.Struct("<IBQ").pack
-_crc: Final = struct.Struct("<I").pack
+HEADER: Final = struct.Struct("<IBQ")
+CRC: Final = struct.Struct("<I")
+_header: Final = HEADER.pack
+_crc: Final = CRC.pack
 _LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _HEAD, _DIRTY, _POISONED, _OWNER, _DURABLE, _WAITING, _LAST, _SEEN = range(8, 16)
 
@@ -112,10 +114,10 @@ class _OneFunctionStore(_BareStore):
         if type(record) is not dict:
             raise TypeError("no record")
         copy = record.copy()
-        if not _STR.issuperset(map(type, copy)) or not _FLAT.issuperset(map(type, copy.values())):
+        if not _STR.issuperset(map(type, copy)) or not FLAT.issuperset(map(type, copy.values())):
             raise TypeError("to be looked at closer")
         key = (copy[self._field],)
-        if not _FLAT.issuperset(map(type, key)):
+        if not FLAT.issuperset(map(type, key)):
             raise TypeError("to be looked at closer")
         pack = self._packers.pop()
         payload = pack([copy])

@@ -1,10 +1,13 @@
 """What several processes do on one table: upsert, YCSB's mixes, catch up with one another."""
 
 import contextlib
+import itertools
+import operator
 import random
 import time
 from collections.abc import Iterator
 from typing import Final
+from zlib import crc32
 
 import msgpack
 
@@ -12,7 +15,7 @@ from benchmarks.contest import Measure, timed
 from benchmarks.crew import Crew, throughput_cost
 from benchmarks.data import Key, Record, made_up, synthetic
 from benchmarks.jobs import MIXES
-from benchmarks.peers import Peer
+from benchmarks.peers import Peer, floors
 from benchmarks.peers.base import Store
 from benchmarks.results import Result
 from benchmarks.workloads.plan import Field, Plan, contest
@@ -71,6 +74,7 @@ def catch_up(plan: Plan) -> Iterator[Result]:
             for name, crew in crews.items():
                 measures[name, backlog] = _catching_up(crew, field.stores[name], plan.table, backlog)
             measures["unpackb + dict", backlog] = _unpacking(plan.table, backlog)
+            measures["floor: one function", backlog] = _checking(plan.table, backlog)
         settings = {"records": plan.table}
         yield from contest(plan, "catch up", measures, left_out=field.left_out, x_label="changes", settings=settings)
 
@@ -175,5 +179,40 @@ def _unpacking(size: int, backlog: int) -> Measure:
         for payload in payloads:
             for record in unpackb(payload):
                 table[record["id"],] = record
+
+    return lambda: timed(body) / backlog
+
+
+def _checking(size: int, backlog: int) -> Measure:
+    """The same with what makes it safe in microdb, and no more: the crcs, the types of names and values, the keys."""
+    table: dict[Key, Record] = {(record["id"],): record for record in synthetic(size).records}
+    log, crc = bytearray(), 0
+    for number in range(backlog):
+        payload = msgpack.packb([{**made_up(number % size), "age": 1}])
+        frame = floors.HEADER.pack(len(payload), 0, number + 1) + payload
+        crc = crc32(frame, crc)
+        log += frame + floors.CRC.pack(crc)
+    data = bytes(log)
+
+    def body() -> None:
+        header, checksum = floors.HEADER.unpack_from, floors.CRC.unpack_from
+        at, sequence, crc, payloads = 0, 0, 0, []
+        while at < len(data):
+            length, _, found = header(data, at)
+            end = at + floors.HEADER.size + length
+            frame = data[at:end]
+            crc, sequence = crc32(frame, crc), sequence + 1
+            if checksum(data, end)[0] != crc or found != sequence:
+                raise AssertionError("damaged")
+            payloads.append(frame[floors.HEADER.size :])
+            at = end + floors.CRC.size
+        batches = msgpack.unpackb(b"\xdd" + len(payloads).to_bytes(4, "big") + b"".join(payloads))
+        records = list(itertools.chain.from_iterable(batches))
+        values = itertools.chain.from_iterable(map(dict.values, records))
+        names = set().union(*records)
+        keys = list(map(operator.itemgetter("id"), records))
+        if not all(floors.FLAT.issuperset(map(type, some)) for some in (names, values, keys)):
+            raise AssertionError("to be looked at closer")
+        table.update(zip(zip(keys, strict=True), records, strict=True))
 
     return lambda: timed(body) / backlog
