@@ -15,7 +15,7 @@ from benchmarks.results import Result, Unit, value
 __all__ = ["draw_all"]
 
 _MINE: Final = ("microdb", "microdb, power")
-_LIMITS: Final = ("dict", "pwrite + fdatasync", "unpackb + dict", "its dependencies")
+_LIMITS: Final = ("dict", "floor", "pwrite + fdatasync", "unpackb + dict", "its dependencies")
 _STYLES: Final = {
     "lmdb": ("#0072b2", "s"),
     "sqlite": ("#e69f00", "v"),
@@ -113,7 +113,7 @@ def _style(name: str) -> dict[str, Any]:
     if name.startswith("microdb, "):
         return {"color": "#f0a0a0", "marker": "o", "markersize": 5, "linewidth": 1.3}
     if name.startswith(_LIMITS):
-        shade = "#777777" if ", " in name else "#000000"
+        shade = "#777777" if ", " in name or "one function" in name else "#000000"
         return {"color": shade, "marker": "o", "markersize": 3, "linewidth": 1.2, "linestyle": "--"}
     colour, marker = _STYLES.get(re.split(r", | \+ ", name)[0], _OTHER_STYLE)
     return {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
