@@ -6,7 +6,7 @@ Measured, lock and unlock together: a bare flock 0.4 µs, the methods of portalo
 
 A blocking flock is fair among processes (616 to 777 turns each of four); polling for ever starves (1 to 1,082). But
 whoever unlocks wakes all that block, for a turn of microseconds that one of them gets: two processes that wrote came to
-0.37 of what one does. So each looks again after 0.1 ms, for a lock that was taken by chance, and after 3 ms more, in
+0.37 of what one does. So each looks again after 0.1 ms, for a lock that was taken by chance, and after 4 ms more, in
 which one or two others write without meeting anybody; and only then it blocks. With a time-out the looks go on, with a
 pause that grows.
 """
@@ -51,7 +51,7 @@ _EXCLUSIVE_NOW: Final = int(LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
 _SHARED: Final = int(LockFlags.SHARED)
 _UNLOCK: Final = int(LockFlags.UNBLOCK)
 
-_PAUSES_S: Final = (0.000_1, 0.003)
+_PAUSES_S: Final = (0.000_1, 0.004)
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
 
