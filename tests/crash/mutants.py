@@ -80,7 +80,7 @@ MUTANTS = [
     Mutant(
         "an fsync that failed once is believed the next time",
         "wal/file_log.py",
-        "if self.words[POISONED] == log.header.generation:",
+        "if self.words[POISONED] == log.generation:",
         "if False:",
         _FSYNC,
     ),
@@ -115,7 +115,7 @@ MUTANTS = [
     Mutant(
         "an upsert goes straight beside a lock of its own thread",
         "handle.py",
-        "if lock.is_mine() or self._sync or",
+        "if is_mine() or self._sync or",
         "if self._sync or",
         _STRAIGHT,
     ),
@@ -253,7 +253,7 @@ MUTANTS = [
     Mutant(
         "a batch is appended in parts",
         "mapping.py",
-        "                self._append(encode_upserts(plain), list(zip(keys, copies, strict=True)))\n",
+        "                self._append(encode_upserts(plain), Upserts(keys, copies))\n",
         """                for one in zip(keys, copies, strict=True):
                     self._append(encode_upserts([one[1]]), [one])
 """,
@@ -354,8 +354,8 @@ MUTANTS = [
     Mutant(
         "a failed fsync of an old log makes the current one good",
         "wal/file_log.py",
-        "max(self.words[POISONED], log.header.generation)",
-        "log.header.generation",
+        "max(self.words[POISONED], log.generation)",
+        "log.generation",
         "tests/test_file_log.py",
     ),
     Mutant(
