@@ -96,7 +96,7 @@ class Handle(OpenTable):
         log, words, head, ahead = self._log, self._words, self._words[HEAD], None
         lock = log.lock
         is_mine = lock.is_mine  # A call of what is no method is quicker in two steps.
-        if is_mine() or self._sync or self._read_only or self._commits.waiting:
+        if is_mine() or self._sync or self._read_only or self._commits.waiting or self._transaction is not None:
             return False
         if head != self._applied:
             ahead = self._ahead

@@ -13,7 +13,7 @@ import pytest
 
 import microdb
 from children import finish, forked, write_numbers
-from faulty import Faulty
+from faulty import Faulty, in_thread
 from microdb import forks
 from microdb.wal.header import DIRTY
 
@@ -404,6 +404,62 @@ def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_
     delattr(lock, step)
     mdb.upsert({"id": "b"})
     assert list(mdb) == [("first",), ("a",), ("b",)]
+
+
+def test_a_child_forked_amid_a_transaction_writes_nothing_in_it_though_a_thread_of_its_own_has_files(open_db):
+    """The fork has closed its own; a thread that has no part in the transaction opens others."""
+    mdb = open_db()
+    mdb.upsert(A)
+    refusals = []
+
+    def child():
+        in_thread(lambda: [mdb.upsert({"id": name}) for name in ("one", "two")])
+        for write in (lambda: mdb.upsert(A), lambda: mdb.upsert_many([A])):
+            with pytest.raises(microdb.TransactionError, match="began before a fork"):
+                write()
+            refusals.append(write)
+        assert len(refusals) == 2
+
+    read_end, write_end = os.pipe()
+    with mdb.transaction():
+        mdb.upsert({"id": "b"})
+        pid = os.fork()
+        if pid == 0:
+            os.read(read_end, 1)
+            os._exit(run(child))
+    os.write(write_end, b"x")  # The lock is free to the child's thread.
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for end in (read_end, write_end):
+        os.close(end)
+    assert list(mdb) == [("a",), ("b",), ("one",), ("two",)]
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["", "and writes in its handler"])
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("upsert", "append_one"), ("upsert", "_write"), ("upsert_many", "append"), ("upsert_many", "_write")],
+)
+def test_so_does_one_that_it_forked_as_the_log_was_just_asked(open_db, step, method, writes):
+    """By then the child may have a lock of its own; it has not taken that."""
+    mdb = open_db()
+    mdb.upsert({"id": "first"})
+    log, pids = mdb._log, []
+    ask = getattr(log, step)
+
+    def ask_after_a_fork(*args, **options):
+        delattr(log, step)
+        pids.append(os.fork())
+        if pids == [0] and writes:
+            mdb.upsert({"id": "child"})
+        return ask(*args, **options)
+
+    setattr(log, step, ask_after_a_fork)
+    record = {"id": "a"}
+    upsert_that_forks(mdb, record if method == "upsert" else [record], pids, microdb.ReentrantError, method)
+    stats = mdb.stats()
+    assert (stats.saves, stats.repairs, stats.dirty_pid) == (0, 0, None)
+    mdb.upsert({"id": "b"})
+    assert [key for (key,) in mdb if key != "child"] == ["first", "a", "b"]
 
 
 @pytest.mark.parametrize("is_written", [False, True])

@@ -27,6 +27,10 @@ B = {"id": "b", "n": 2}
 C = {"id": "c", "n": 3}
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def mdb(open_db):
     """A table with one record, whose files have been looked at just now."""
@@ -305,6 +309,24 @@ def test_whoever_is_closed_as_it_takes_the_lock_is_told_that(mdb, wal):
         mdb.upsert(B)
     assert wal.log().stat().st_size == size
     assert not lock.is_mine()
+
+
+def test_a_table_in_memory_loses_nothing_that_was_interrupted_between_the_log_and_the_table(open_db, monkeypatch):
+    mdb = open_db(":memory:")
+    mdb.upsert(A)
+    lock = mdb._log.lock
+    take_now = lock.take_now
+
+    def late():
+        del lock.take_now
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(mdb, "_carry_over", interrupt)
+            mdb.upsert_many([B])
+        return take_now()
+
+    lock.take_now = late
+    assert not goes_straight(mdb, C)
+    assert list(mdb) == [("a",), ("b",), ("c",)]
 
 
 # What comes in between.

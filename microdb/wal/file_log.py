@@ -263,6 +263,8 @@ class FileLog(OpenFiles):
             OSError: Nothing was published, and the log ends where it did. After a failed fsync the generation is
                 poisoned, because the system may have dropped what it could not write and call it written next time.
         """
+        if not self.lock.is_mine():
+            refuse_in_child()  # Before it opens files of its own.
         words = self.words
         generation, offset, _, _ = after
         log = self.generations.last
@@ -285,6 +287,9 @@ class FileLog(OpenFiles):
         `last` is where the last of them begins.
         """
         words, lock, file = self.words, self.lock, log.file
+        is_mine = lock.is_mine  # Of a child that a signal handler forked amid a write, its own lock is not.
+        if not is_mine():
+            refuse_in_child()
         length = len(data)
         try:
             words[DIRTY] = self._pid

@@ -98,9 +98,9 @@ class MemoryLog:
         """Never."""
         return False
 
-    def append_one(self, payload: Payload, after: Position) -> Position:
-        """As there: there is nothing to prepare."""
-        return self.append((payload,), after, sync=False)
+    def append_one(self, payload: Payload, after: Position) -> Position | None:
+        """As there: there is nothing to prepare, but an append that was interrupted may have to be applied first."""
+        return self.append((payload,), after, sync=False) if self.words[HEAD] == after.head else None
 
     def append(self, payloads: Sequence[Payload], after: Position, *, sync: bool) -> Position:  # noqa: ARG002  # No disk.
         """Keep the payloads and move the head."""

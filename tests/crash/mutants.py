@@ -122,8 +122,8 @@ MUTANTS = [
     Mutant(
         "an upsert goes straight where others wait to be taken along",
         "handle.py",
-        " or self._commits.waiting:\n            return False",
-        ":\n            return False",
+        " or self._commits.waiting or self._transaction",
+        " or self._transaction",
         _STRAIGHT,
     ),
     Mutant(
