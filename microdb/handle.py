@@ -93,17 +93,17 @@ class Handle(OpenTable):
         writers and their news, a batch to be taken along, a lock or a transaction around it. To enter all their
         functions costs more than the system does: this takes three quarters of the time.
         """
+        if self._pid != os.getpid() or self._transaction is not None:
+            return False
         log, words, head, ahead = self._log, self._words, self._words[HEAD], None
-        lock = log.lock
+        lock = log.lock  # That of this process, by now.
         is_mine = lock.is_mine  # A call of what is no method is quicker in two steps.
-        if is_mine() or self._sync or self._read_only or self._commits.waiting or self._transaction is not None:
+        if is_mine() or self._sync or self._read_only or self._commits.waiting:
             return False
         if head != self._applied:
             ahead = self._ahead
             if ahead is None or ahead.head != head:
                 return False
-        if self._pid != os.getpid():
-            return False
         payload, end, is_awaited = join(encoded), None, False
         try:
             try:
@@ -112,7 +112,7 @@ class Handle(OpenTable):
                 lock.writing = payload
                 with self._appending:
                     table = self._position
-                    if table is not None:
+                    if table is not None and log.lock is lock:
                         end = log.append_one(payload, table if ahead is None else ahead)
                         if end is not None:
                             is_awaited = words[WAITING] >= head
@@ -447,13 +447,23 @@ class Handle(OpenTable):
         if self._auto_save.is_running():
             self._log.lock.check_may_wait()
         self._auto_save.wait()
+        has_table = is_owned(self._table_lock)
         try:
-            while not self._appending.acquire(timeout=_LOOK_EVERY_S):
-                self._log.lock.check_may_wait()
-            with self._table_lock:
-                self._close()
+            while True:
+                while not self._appending.acquire(timeout=_LOOK_EVERY_S):
+                    self._log.lock.check_may_wait()
+                if has_table or self._table_lock.acquire(blocking=False):
+                    break
+                # A signal handler may write amid the read that has the table: so not both at once.
+                self._appending.release()
+                with self._table_lock:
+                    pass
+            self._close()
         finally:
-            if is_owned(self._appending):  # Also if an interrupt came just as it was taken.
+            # Also if an interrupt came just as one was taken.
+            if not has_table and is_owned(self._table_lock):
+                self._table_lock.release()
+            if is_owned(self._appending):
                 self._appending.release()
 
     def begin_in_child(self, *, is_sound: bool) -> None:

@@ -137,7 +137,7 @@ class Meanwhile:
     def __exit__(self, *exc):
         return self._lock.__exit__(*exc)
 
-    def acquire(self):
+    def acquire(self, **_):
         return self.__enter__()
 
     def release(self):

@@ -406,6 +406,34 @@ def test_a_child_that_a_signal_handler_forked_amid_a_write_leaves_that_write_to_
     assert list(mdb) == [("first",), ("a",), ("b",)]
 
 
+def test_a_thread_of_a_child_takes_the_lock_that_another_one_has_just_opened(open_db):
+    """Not the one that nobody else knows, which it had before."""
+    mdb = open_db()
+    mdb.upsert(A)
+
+    class Commits(type(mdb._commits)):
+        def __init__(self, waiting):
+            self._waiting = waiting
+
+        @property
+        def waiting(self):
+            mdb._commits = commits
+            if mdb._pid != os.getpid():  # It is looked at before any file was opened.
+                in_thread(mdb.sync)
+            return self._waiting
+
+    def child():
+        nonlocal commits
+        commits = mdb._commits
+        mdb._commits = Commits(commits.waiting)
+        mdb.upsert({"id": "child"})
+        assert mdb.stats().owner_pid == os.getpid()
+
+    commits = None
+    assert forked(child) == 0
+    assert ("child",) in mdb
+
+
 def test_a_child_forked_amid_a_transaction_writes_nothing_in_it_though_a_thread_of_its_own_has_files(open_db):
     """The fork has closed its own; a thread that has no part in the transaction opens others."""
     mdb = open_db()

@@ -172,6 +172,35 @@ def test_a_handle_closed_within_a_transaction_of_another_thread_stays_closed_aft
         mdb.get(("a",))
 
 
+def test_a_signal_handler_may_write_amid_a_read_that_keeps_a_close_of_another_thread_waiting(either):
+    """The close keeps no writer out while it waits for the reader."""
+    mdb = either
+    mdb.upsert(A)
+    closing = threading.Thread(target=mdb.close)
+    looks = []
+    table_lock = mdb._table_lock
+
+    class Noting:
+        def __enter__(self):
+            looks.append(1)
+            return table_lock.__enter__()
+
+        def __exit__(self, *exc):
+            return table_lock.__exit__(*exc)
+
+        acquire, release, _is_owned = table_lock.acquire, table_lock.release, table_lock._is_owned
+
+    with table_lock:  # As within a read.
+        mdb._table_lock = Noting()
+        closing.start()
+        wait_until(lambda: looks)
+        mdb.upsert(B)
+        assert list(mdb._records) == [("a",), ("b",)]
+    closing.join()
+    with pytest.raises(microdb.ClosedError):
+        len(mdb)
+
+
 # The straight way to a record.
 
 

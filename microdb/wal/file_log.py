@@ -287,11 +287,13 @@ class FileLog(OpenFiles):
         `last` is where the last of them begins.
         """
         words, lock, file = self.words, self.lock, log.file
-        is_mine = lock.is_mine  # Of a child that a signal handler forked amid a write, its own lock is not.
+        length = len(data)
+        is_mine = lock.is_mine  # Of a child that a signal handler forked before this, its own lock is not;
         if not is_mine():
             refuse_in_child()
-        length = len(data)
         try:
+            if self.lock is not lock:  # and one that it forks now has another. No call comes before the first store.
+                refuse_in_child()
             words[DIRTY] = self._pid
             file.write_at(data, offset)
             words[LAST] = last

@@ -122,15 +122,15 @@ MUTANTS = [
     Mutant(
         "an upsert goes straight where others wait to be taken along",
         "handle.py",
-        " or self._commits.waiting or self._transaction",
-        " or self._transaction",
+        " or self._read_only or self._commits.waiting:\n",
+        " or self._read_only:\n",
         _STRAIGHT,
     ),
     Mutant(
         "an upsert goes straight in a child that Python does not know of",
         "handle.py",
-        "        if self._pid != os.getpid():\n            return False\n",
-        "",
+        "        if self._pid != os.getpid() or self._transaction is not None:\n            return False\n",
+        "        if self._transaction is not None:\n            return False\n",
         "tests/test_fork.py",
     ),
     Mutant(
