@@ -93,12 +93,12 @@ class Handle(OpenTable):
         writers and their news, a batch to be taken along, a lock or a transaction around it. To enter all their
         functions costs more than the system does: this takes three quarters of the time.
         """
-        if self._pid != os.getpid() or self._transaction is not None:
+        if self._sync or self._read_only or self._transaction is not None or self._pid != os.getpid():
             return False
         log, words, head, ahead = self._log, self._words, self._words[HEAD], None
         lock = log.lock  # That of this process, by now.
         is_mine = lock.is_mine  # A call of what is no method is quicker in two steps.
-        if is_mine() or self._sync or self._read_only or self._commits.waiting:
+        if is_mine() or self._commits.waiting:
             return False
         if head != self._applied:
             ahead = self._ahead

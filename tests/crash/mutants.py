@@ -115,22 +115,22 @@ MUTANTS = [
     Mutant(
         "an upsert goes straight beside a lock of its own thread",
         "handle.py",
-        "if is_mine() or self._sync or",
-        "if self._sync or",
+        "if is_mine() or self._commits",
+        "if self._commits",
         _STRAIGHT,
     ),
     Mutant(
         "an upsert goes straight where others wait to be taken along",
         "handle.py",
-        " or self._read_only or self._commits.waiting:\n",
-        " or self._read_only:\n",
+        "if is_mine() or self._commits.waiting:\n",
+        "if is_mine():\n",
         _STRAIGHT,
     ),
     Mutant(
         "an upsert goes straight in a child that Python does not know of",
         "handle.py",
-        "        if self._pid != os.getpid() or self._transaction is not None:\n            return False\n",
-        "        if self._transaction is not None:\n            return False\n",
+        "self._transaction is not None or self._pid != os.getpid():\n            return False\n        log",
+        "self._transaction is not None:\n            return False\n        log",
         "tests/test_fork.py",
     ),
     Mutant(
