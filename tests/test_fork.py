@@ -490,6 +490,25 @@ def test_so_does_one_that_it_forked_as_the_log_was_just_asked(open_db, step, met
     assert [key for (key,) in mdb if key != "child"] == ["first", "a", "b"]
 
 
+def test_so_does_one_that_it_forked_right_behind_the_look_at_the_lock(open_db):
+    mdb = open_db()
+    mdb.upsert({"id": "first"})
+    lock, pids = mdb._log.lock, []
+    is_mine = lock.is_mine
+
+    def is_mine_before_a_fork():
+        found = is_mine()
+        if found and lock.writing is not None:
+            lock.is_mine = is_mine
+            pids.append(os.fork())
+        return found
+
+    lock.is_mine = is_mine_before_a_fork
+    upsert_that_forks(mdb, {"id": "a"}, pids, microdb.ReentrantError)
+    mdb.upsert({"id": "b"})
+    assert (list(mdb), mdb.stats().dirty_pid) == ([("first",), ("a",), ("b",)], None)
+
+
 @pytest.mark.parametrize("is_written", [False, True])
 def test_a_child_that_a_signal_handler_forked_within_an_append_leaves_the_page_alone(open_db, is_written):
     faulty = Faulty()
