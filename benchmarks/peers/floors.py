@@ -28,8 +28,6 @@ FLAT: Final = frozenset({type(None), bool, int, float, str, bytes})
 _STR: Final = frozenset({str})
 HEADER: Final = struct.Struct("<IBQ")
 CRC: Final = struct.Struct("<I")
-_header: Final = HEADER.pack
-_crc: Final = CRC.pack
 _LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _HEAD, _DIRTY, _POISONED, _OWNER, _DURABLE, _WAITING, _LAST, _SEEN = range(8, 16)
 
@@ -37,13 +35,13 @@ _HEAD, _DIRTY, _POISONED, _OWNER, _DURABLE, _WAITING, _LAST, _SEEN = range(8, 16
 class _Floor(DictStore):
     """A dict, and a file behind it."""
 
-    def __init__(self, folder: str, fields: tuple[str, ...], name: str) -> None:
+    def __init__(self, folder: str, fields: tuple[str, ...]) -> None:
         super().__init__(fields)
-        self._file = self._open(folder, name)
+        self._file = self._open(folder, "log")
         self._end = 0
 
-    def _open(self, folder: str, name: str) -> int:
-        return os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT)
+    def _open(self, folder: str, what: str) -> int:
+        return os.open(os.path.join(folder, f"{type(self).__name__}.{what}"), os.O_RDWR | os.O_CREAT)
 
     def write(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -57,10 +55,10 @@ class _Floor(DictStore):
 
 
 class _BareStore(_Floor):
-    def __init__(self, folder: str, fields: tuple[str, ...], name: str) -> None:
-        super().__init__(folder, fields, name)
-        self._lock_file = self._open(folder, f"{name}.lock")
-        page = self._open(folder, f"{name}.page")
+    def __init__(self, folder: str, fields: tuple[str, ...]) -> None:
+        super().__init__(folder, fields)
+        self._lock_file = self._open(folder, "lock")
+        page = self._open(folder, "page")
         os.ftruncate(page, _PAGE_BYTES)
         self._words = memoryview(mmap.mmap(page, _PAGE_BYTES)).cast("Q")
         os.close(page)
@@ -73,9 +71,9 @@ class _BareStore(_Floor):
         payload = self._pack([copy])
         fcntl.flock(self._lock_file, _LOCK)
         sequence = self._sequence + 1
-        frame = _header(len(payload), 0, sequence) + payload
+        frame = HEADER.pack(len(payload), 0, sequence) + payload
         chain = crc32(frame, self._chain)
-        data = frame + _crc(chain)
+        data = frame + CRC.pack(chain)
         end = self._end
         os.pwrite(self._file, data, end)
         self._end = self._words[_HEAD] = end + len(data)
@@ -97,8 +95,8 @@ class _OneFunctionStore(_BareStore):
     made; an error, or an interrupt, at any place; a reader in another thread; somebody who sleeps until there is news.
     """
 
-    def __init__(self, folder: str, fields: tuple[str, ...], name: str) -> None:
-        super().__init__(folder, fields, name)
+    def __init__(self, folder: str, fields: tuple[str, ...]) -> None:
+        super().__init__(folder, fields)
         self._packers = [self._pack]
         self._pid = os.getpid()
         self._threads, self._closing, self._readers = threading.RLock(), threading.RLock(), threading.RLock()
@@ -141,9 +139,9 @@ class _OneFunctionStore(_BareStore):
                 if words[_HEAD] != offset or words[_DIRTY] or words[_POISONED] or time.monotonic() > self._look_at_s:
                     raise RuntimeError("not alone")
                 sequence += 1
-                frame = _header(len(payload), 1 if words[_DURABLE] == offset + 1 else 0, sequence) + payload
+                frame = HEADER.pack(len(payload), 1 if words[_DURABLE] == offset + 1 else 0, sequence) + payload
                 chain = crc32(frame, chain)
-                data = frame + _crc(chain)
+                data = frame + CRC.pack(chain)
                 end = offset + len(data)
                 if end > self._full or os.lseek(self._file, 0, os.SEEK_END) != offset:
                     raise RuntimeError("not alone")
@@ -173,40 +171,19 @@ class _OneFunctionStore(_BareStore):
             raise RuntimeError("not alone")
 
 
-class Bare(Peer):
-    """Copy, pack, lock, frame, write, publish, store into a dict, unlock, unchecked: less no shared log can do."""
-
-    name: ClassVar[str] = "floor: unchecked"
-    is_floor: ClassVar[bool] = True
-    is_threaded: ClassVar[bool] = False
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _BareStore(folder, fields, "bare")
-
-
-class OneFunction(Peer):
-    """The same with all the checks of a write in microdb, in one function: as quick as Python can be with these."""
-
-    name: ClassVar[str] = "floor: one function"
-    is_floor: ClassVar[bool] = True
-    is_threaded: ClassVar[bool] = False
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _OneFunctionStore(folder, fields, "one")
-
-
 class _DiskStore(_Floor):
     """What a write must cost at least that is on the disk when it returns."""
 
-    def __init__(self, folder: str, fields: tuple[str, ...], name: str, *, room_bytes: int = 0) -> None:
-        super().__init__(folder, fields, name)
-        self._room_bytes = room_bytes
-        os.pwrite(self._file, bytes(room_bytes), 0)
+    room_bytes: ClassVar[int] = 0
+
+    def __init__(self, folder: str, fields: tuple[str, ...]) -> None:
+        super().__init__(folder, fields)
+        os.pwrite(self._file, bytes(self.room_bytes), 0)
         os.fsync(self._file)
 
     def put(self, record: Record) -> None:
         data = msgpack.packb(record)
-        if self._room_bytes and self._end + len(data) > self._room_bytes:
+        if self.room_bytes and self._end + len(data) > self.room_bytes:
             self._end = 0
         os.pwrite(self._file, data, self._end)
         os.fdatasync(self._file)
@@ -214,28 +191,8 @@ class _DiskStore(_Floor):
         DictStore.put(self, record)
 
 
-class OnDisk(Peer):
-    """A bare loop of packing, `pwrite` and `fdatasync`: the floor under every durable write."""
-
-    name: ClassVar[str] = "pwrite + fdatasync"
-    is_floor: ClassVar[bool] = True
-    is_threaded: ClassVar[bool] = False
-    is_durable: ClassVar[bool] = True
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _DiskStore(folder, fields, "disk")
-
-
-class InPlace(Peer):
-    """The same into a file that has its length already: the file system has nothing to note down but the data."""
-
-    name: ClassVar[str] = "pwrite + fdatasync, in place"
-    is_floor: ClassVar[bool] = True
-    is_threaded: ClassVar[bool] = False
-    is_durable: ClassVar[bool] = True
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _DiskStore(folder, fields, "in-place", room_bytes=_ROOM_BYTES)
+class _InPlaceStore(_DiskStore):
+    room_bytes: ClassVar[int] = _ROOM_BYTES
 
 
 class _Turn:
@@ -252,8 +209,8 @@ class _Turn:
 
 
 class _GroupStore(_Floor):
-    def __init__(self, folder: str, fields: tuple[str, ...], name: str) -> None:
-        super().__init__(folder, fields, name)
+    def __init__(self, folder: str, fields: tuple[str, ...]) -> None:
+        super().__init__(folder, fields)
         self._guard = threading.Lock()
         self._queue: list[_Turn] = []
         self._is_led = False
@@ -287,12 +244,51 @@ class _GroupStore(_Floor):
                 self._is_led = False
 
 
-class GroupCommit(Peer):
+class _FloorPeer(Peer):
+    """What all of them say of themselves."""
+
+    is_floor: ClassVar[bool] = True
+    is_threaded: ClassVar[bool] = False
+    store: ClassVar[type[_Floor]]
+
+    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
+        return self.store(folder, fields)
+
+
+class Bare(_FloorPeer):
+    """Copy, pack, lock, frame, write, publish, store into a dict, unlock, unchecked: less no shared log can do."""
+
+    name: ClassVar[str] = "floor: unchecked"
+    store = _BareStore
+
+
+class OneFunction(_FloorPeer):
+    """The same with all the checks of a write in microdb, in one function: as quick as Python can be with these."""
+
+    name: ClassVar[str] = "floor: one function"
+    store = _OneFunctionStore
+
+
+class OnDisk(_FloorPeer):
+    """A bare loop of packing, `pwrite` and `fdatasync`: the floor under every durable write."""
+
+    name: ClassVar[str] = "pwrite + fdatasync"
+    is_durable: ClassVar[bool] = True
+    store = _DiskStore
+
+
+class InPlace(_FloorPeer):
+    """The same into a file that has its length already: the file system has nothing to note down but the data."""
+
+    name: ClassVar[str] = "pwrite + fdatasync, in place"
+    is_durable: ClassVar[bool] = True
+    store = _InPlaceStore
+
+
+class GroupCommit(_FloorPeer):
     """A bare group commit: who comes while another waits for the disk is written along with the next."""
 
     name: ClassVar[str] = "floor: group commit"
-    is_floor: ClassVar[bool] = True
     is_durable: ClassVar[bool] = True
-
-    def open(self, folder: str, fields: tuple[str, ...]) -> Store:
-        return _GroupStore(folder, fields, "group")
+    is_threaded: ClassVar[bool] = True
+    store = _GroupStore
