@@ -1,34 +1,29 @@
-"""`MicroDB`: what a user calls. Threads, locks and logs are the business of `handle`."""
+"""`MicroDB`: what a user calls: opening, finding, saving. Threads, locks and logs are the business of `handle`."""
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from microdb import mounts, snapshot
-from microdb.checking import Report, differences, misled
-from microdb.errors import MicroDBError, SinceLostError, StrPath, shown
+from microdb.errors import SinceLostError, StrPath, shown
 from microdb.expiry import unexpired
 from microdb.files import OS, Files
 from microdb.finder import index_fields
+from microdb.inspecting import Inspecting
 from microdb.keys import PartitionKeys
 from microdb.open_table import CLOSED, records_of
 from microdb.paths import MEMORY, Paths, refuse_folder, resolved
 from microdb.query import Query, conditions
-from microdb.recovery import recover
 from microdb.save import Encode, export
-from microdb.stats import Stats
-from microdb.table import Records
 from microdb.timeouts import in_seconds
 from microdb.values import Record
 from microdb.view import View
 from microdb.wal.file_log import FileLog
-from microdb.wal.format import Position, position_of, split_head
-from microdb.wal.header import CONFLICTS, DIRTY, HEAD, LOCK_WAITS, OWNER, REPAIRS, SAVE_US, SAVES, TORN, positions
+from microdb.wal.format import Position, position_of
 from microdb.wal.log import GoneError
 from microdb.wal.memory_log import MemoryLog
-from microdb.watching import Since, Watching
+from microdb.watching import Since
 
 __all__ = ["Durability", "MicroDB"]
 
@@ -37,7 +32,7 @@ AUTO_SAVE_BYTES: Final = 64 << 20
 Durability = Literal["process", "power"]
 
 
-class MicroDB(Watching):
+class MicroDB(Inspecting):
     """A table of records that any number of processes and threads share: a mapping from key tuple to record.
 
     The key of a record is the tuple of its partition fields; one that it lacks counts as None. Records are private on
@@ -214,109 +209,6 @@ class MicroDB(Watching):
         records = records_of(start, self._log.name, self._keys)
         return View(unexpired(records, self._clock()), self._keys, at)
 
-    # Looking.
-
-    def check(self) -> Report:
-        """Read the files anew, and hold table and indexes against them. Others cannot write meanwhile; readers can.
-
-        Costs as much as opening it, and memory for a second table. A table in memory has only its indexes checked.
-
-        >>> mdb = MicroDB(":memory:", ["id"])
-        >>> mdb.upsert({"id": 1})
-        >>> mdb.check()
-        Report(records=1, problems=[])
-        """
-        self._refuse_in_transaction("check()")
-        with contextlib.nullcontext() if self._read_only else self.lock():
-            problems: list[str] = []
-            stored: dict[int, Records] = {}
-            if isinstance(self._log, FileLog):
-                try:
-                    log, is_sure = self._log, self._log.is_followed()
-                    # As it was opened, where the page tells nothing.
-                    start = log.load(self._timeout_s) if is_sure else recover(log, log.header_file)
-                    stored[start.head] = records_of(start, self._log.name, self._keys)
-                except MicroDBError as error:
-                    problems.append(str(error))
-            with self._fresh() as records:
-                if self._applied in stored:  # Else others have written meanwhile, as they may behind a reader.
-                    problems += differences(records, stored[self._applied])
-                problems += misled(records)
-                return Report(len(self._unexpired(records, None)), problems)
-
-    def __str__(self) -> str:
-        """The records as a list."""
-        return shown(list(self.all()))
-
-    def __repr__(self) -> str:
-        """How it was opened, and how much this process last saw in it. Looks at no file, and waits for nobody."""
-        how = f"{os.fspath(self.filename)!r}, partition_keys={self.partition_keys!r}"
-        if self.durability != "process":
-            how += f", durability={self.durability!r}"
-        if self._read_only:
-            how += ", read_only=True"
-        count = len(self._records)
-        state = "closed" if self._pid == CLOSED else f"{count} record{'' if count == 1 else 's'}"
-        return f"<{type(self).__name__}({how}): {state}>"
-
-    def pprint_all(self) -> None:
-        """Print the records as a list, neatly.
-
-        >>> mdb = MicroDB(":memory:", ["id"])
-        >>> mdb.upsert({"id": 1, "n": 5})
-        >>> mdb.pprint_all()
-        [{'id': 1, 'n': 5}]
-        """
-        _pprint(list(self.all()))
-
-    def pprint_all_as_grid(self) -> None:
-        """Print the field names, then one row a record.
-
-        >>> mdb = MicroDB(":memory:", ["id"])
-        >>> mdb.upsert({"id": 1, "n": 5})
-        >>> mdb.pprint_all_as_grid()
-        [['id', 'n'], [1, 5]]
-
-        Raises:
-            GridError: A record lacks a field that another has.
-        """
-        _pprint(snapshot.grid(list(self.all())))
-
-    def stats(self) -> Stats:
-        """How the database is now, and who has it open. Costs some system calls.
-
-        >>> mdb = MicroDB(":memory:", ["id"])
-        >>> mdb.upsert({"id": 1})
-        >>> stats = mdb.stats()
-        >>> stats.records, stats.sequence, list(stats.positions.values()), stats.last_save_s
-        (1, 1, [1], None)
-        """
-        with self._whole() as records:
-            log, words = self._log, self._log.words
-            head = words[HEAD]
-            generation, end = split_head(head)
-            sequence = self._position.sequence if self._position is not None else 0
-            pids = log.pids() if isinstance(log, FileLog) else (os.getpid(),)
-            identity = log.files.identity(log.paths.snapshot) if isinstance(log, FileLog) else None
-            return Stats(
-                records=len(records),
-                generation=generation,
-                sequence=sequence,
-                log_bytes=end,
-                snapshot_bytes=identity.size if identity is not None else 0,
-                pids=pids,
-                owner_pid=words[OWNER] or None,
-                dirty_pid=words[DIRTY] or None,
-                saves=words[SAVES],
-                repairs=words[REPAIRS],
-                torn_tails=words[TORN],
-                head=head,
-                positions=positions(words, pids) if isinstance(log, FileLog) else {os.getpid(): sequence},
-                lock_waits=words[LOCK_WAITS],
-                conflicts=words[CONFLICTS],
-                last_save_s=words[SAVE_US] / 1e6 if words[SAVE_US] else None,
-            )
-
     # Files.
 
     def save(self, filename: StrPath | None = None, *, timeout: float | None = None) -> None:
@@ -393,6 +285,17 @@ class MicroDB(Watching):
         with self._telling():
             self._log.sync(head)
 
+    def __repr__(self) -> str:
+        """How it was opened, and how much this process last saw in it. Looks at no file, and waits for nobody."""
+        how = f"{os.fspath(self.filename)!r}, partition_keys={self.partition_keys!r}"
+        if self.durability != "process":
+            how += f", durability={self.durability!r}"
+        if self._read_only:
+            how += ", read_only=True"
+        count = len(self._records)
+        state = "closed" if self._pid == CLOSED else f"{count} record{'' if count == 1 else 's'}"
+        return f"<{type(self).__name__}({how}): {state}>"
+
     def __enter__(self) -> Self:
         """This handle, to be closed at the end of the block."""
         self._settle()
@@ -438,12 +341,6 @@ class MicroDB(Watching):
         with self._whole() as records:
             found: Sequence[Record] = list(records.values())
         export(self._log.files if isinstance(self._log, FileLog) else OS, filename, encode(found))
-
-
-def _pprint(rows: list[Any]) -> None:
-    from microdb.printing import Printer  # noqa: PLC0415  # It imports a good deal.
-
-    Printer().pprint(rows)
 
 
 def _log(filename: StrPath, keys: PartitionKeys, *, files: Files, read_only: bool) -> FileLog | MemoryLog:

@@ -1,4 +1,4 @@
-"""The write lock and presence, between threads and processes: the only user of portalocker.
+"""The write lock, between threads and processes: the only user of portalocker.
 
 Measured, lock and unlock together: a bare flock 0.4 µs, the methods of portalocker's FlockLocker 1.4 µs,
 `portalocker.Lock` 15 µs, `filelock.FileLock` 57 µs. Hence FlockLocker's own primitive on one long-lived descriptor.
@@ -24,39 +24,36 @@ from portalocker.constants import LockFlags
 from portalocker.portalocker import FlockLocker
 
 from microdb.errors import LockTimeoutError, ReentrantError
-from microdb.files import File, Files
+from microdb.files import File
 
 __all__ = [
+    "EXCLUSIVE_NOW",
     "OUTSIDE",
     "REENTRANT",
+    "SHARED",
+    "UNLOCK",
     "Level",
     "WriteLock",
     "after_fork_in_child",
-    "be_absent",
-    "become_present",
+    "flock",
     "has_any",
     "held",
-    "holders",
-    "is_alone",
     "is_owned",
     "refuse_in_child",
     "refuse_reentry",
     "shared_write_lock",
 ]
 
-_flock: Final = FlockLocker().locker
+flock: Final = FlockLocker().locker
 # As plain numbers: an operation on the enum costs more than the system call.
 _EXCLUSIVE: Final = int(LockFlags.EXCLUSIVE)
-_EXCLUSIVE_NOW: Final = int(LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
-_SHARED: Final = int(LockFlags.SHARED)
-_UNLOCK: Final = int(LockFlags.UNBLOCK)
+EXCLUSIVE_NOW: Final = int(LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
+SHARED: Final = int(LockFlags.SHARED)
+UNLOCK: Final = int(LockFlags.UNBLOCK)
 
 _PAUSES_S: Final = (0.000_1, 0.004)
 _PAUSE_S_MIN: Final = 0.000_05
 _PAUSE_S_MAX: Final = 0.01
-
-_LOCKS: Final = "/proc/locks"
-_LOCKS_BYTES_MAX: Final = 1 << 20
 
 REENTRANT: Final = "a signal handler called into a read, write or save that it had interrupted; let it return first"
 
@@ -159,7 +156,7 @@ class WriteLock:
         self.depth = 1
         if self._file is not None:
             try:
-                _flock(self._file.fd, _EXCLUSIVE_NOW)
+                flock(self._file.fd, EXCLUSIVE_NOW)
             except BlockingIOError:
                 self.depth = 0
                 self._threads.release()
@@ -174,7 +171,7 @@ class WriteLock:
         self.writing = None
         self._is_taken = False
         if self._file is not None:
-            _flock(self._file.fd, _UNLOCK)
+            flock(self._file.fd, UNLOCK)
         self.depth = 0
         self._threads.release()
         if self.sleepers:
@@ -241,7 +238,7 @@ class WriteLock:
         if self.depth == 1:
             if self._file is not None:
                 try:
-                    _flock(self._file.fd, _EXCLUSIVE_NOW)
+                    flock(self._file.fd, EXCLUSIVE_NOW)
                 except BlockingIOError:
                     self._wait_for_file(self._file, left_s, timeout_s)
                     if self._waits is not None:
@@ -273,7 +270,7 @@ class WriteLock:
             self.writing = None
             self._is_taken = False
             if self._file is not None:
-                _flock(self._file.fd, _UNLOCK)
+                flock(self._file.fd, UNLOCK)
         self.depth = depth
         if not is_queued:
             while self.is_mine():
@@ -300,9 +297,9 @@ class WriteLock:
             for pause_s in _PAUSES_S:
                 time.sleep(pause_s)
                 with contextlib.suppress(BlockingIOError):
-                    _flock(file.fd, _EXCLUSIVE_NOW)
+                    flock(file.fd, EXCLUSIVE_NOW)
                     return
-            _flock(file.fd, _EXCLUSIVE)
+            flock(file.fd, _EXCLUSIVE)
             return
         deadline = time.monotonic() + left_s
         pause_s = _PAUSE_S_MIN
@@ -313,7 +310,7 @@ class WriteLock:
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _PAUSE_S_MAX)
             with contextlib.suppress(BlockingIOError):
-                _flock(file.fd, _EXCLUSIVE_NOW)
+                flock(file.fd, EXCLUSIVE_NOW)
                 return
 
     def _forget(self) -> None:
@@ -415,45 +412,3 @@ def after_fork_in_child() -> None:
             lock._forget()  # noqa: SLF001  # Same module.
             for identity in [identity for identity, one in _write_locks.items() if one is lock]:
                 del _write_locks[identity]
-
-
-def is_alone(file: File) -> bool:
-    """Whether nobody else is present on `file`; if somebody is, become it too.
-
-    Under the write lock, which keeps others from becoming present meanwhile.
-    """
-    for _ in range(2):
-        with contextlib.suppress(BlockingIOError):
-            _flock(file.fd, _EXCLUSIVE_NOW)
-            return True
-        # A recoverer that is just dying may have let go of the write lock and not yet of this one, which nobody else
-        # takes exclusively: wait until it is gone, and look once more.
-        _flock(file.fd, _SHARED)
-    return False
-
-
-def become_present(file: File) -> None:
-    """Be seen as alive by `is_alone` of every other open file of the same name, until this one is closed."""
-    _flock(file.fd, _SHARED)
-
-
-def holders(file: tuple[int, int]) -> tuple[int, ...]:
-    """The processes that hold a `flock` on a file, of device and inode, as Linux tells; a shared one is its opener's.
-
-    Source of the format: https://man7.org/linux/man-pages/man5/proc_locks.5.html
-    """
-    device, inode = file
-    place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
-    try:
-        # As microdb's own files: one that an interrupt leaves open is closed with the last who refers to it.
-        text = Files().open(_LOCKS).read_at(0, _LOCKS_BYTES_MAX).decode()
-    except FileNotFoundError:  # Another system.
-        return ()
-    lines = [line.split() for line in text.splitlines() if place in line]
-    found = {int(words[4]) for words in lines if words[1] == "FLOCK" and words[5] == place}
-    return tuple(sorted(pid for pid in found if pid > 0))
-
-
-def be_absent(file: File) -> None:
-    """Undo `is_alone` or `become_present`."""
-    _flock(file.fd, _UNLOCK)

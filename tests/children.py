@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 import microdb
-from microdb import handle
+from microdb import appending
 
 SPAWN = mp.get_context("spawn")
 
@@ -159,7 +159,7 @@ def write_when_told(pipe, path, records):
 
 def write_without_waking(pipe, path):
     """As a writer that is killed between the store and the wake."""
-    handle.ring = None
+    appending.ring = None
     with microdb.MicroDB(path, ["id"]) as mdb:
         pipe.send("ready")
         pipe.recv()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import microdb
-from microdb.handle import Handle
+from microdb.appending import Appending
 from walfiles import Wal
 
 # Children and a loaded machine make times mean nothing, and so does coverage.
@@ -53,7 +53,7 @@ def either(request, open_db):
 def way(request, monkeypatch):
     """By which way the upsert of a record gets into the log, where both are open to it."""
     if request.param == "long":
-        monkeypatch.setattr(Handle, "_upsert_straight", lambda *_: False)
+        monkeypatch.setattr(Appending, "_upsert_straight", lambda *_: False)
     return request.param
 
 

@@ -91,6 +91,10 @@ def only(name, act=fail):
     return lambda path: act(path) if path.endswith(name) else None
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def once(act):
     """Act only the first time."""
     acts = [act]

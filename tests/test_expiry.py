@@ -13,6 +13,7 @@ import microdb
 from children import forked
 from faulty import Faulty, WatchedFile, fail, only, save_that_waits
 from microdb import handle
+from microdb.commits import Commit
 from microdb.expiry import when
 from microdb.keys import PartitionKeys
 from microdb.values import Expiring
@@ -414,9 +415,9 @@ def test_a_table_in_which_nothing_expires_is_read_the_short_way(opened):
 def test_a_commit_that_others_take_along_is_announced(opened, clock):
     """The word is set for the whole group, before its head is published."""
     mdb, other = opened(), opened()
-    commits = [handle.Commit(join([encode_upsert(A)]), [(("a",), A)])]
+    commits = [Commit(join([encode_upsert(A)]), [(("a",), A)])]
     expiring = Expiring(B, T + 10)
-    commits.append(handle.Commit(join([encode_upsert(expiring)]), [(("b",), expiring)], expires=True))
+    commits.append(Commit(join([encode_upsert(expiring)]), [(("b",), expiring)], expires=True))
     with mdb.lock():
         mdb._append_locked(commits)
     clock.now = T + 10

@@ -14,8 +14,8 @@ from children import forked
 from faulty import Faulty, fail, in_thread, only
 from microdb.files import OS
 from microdb.keys import PartitionKeys
-from microdb.locks import is_alone
 from microdb.paths import Paths
+from microdb.presence import is_alone
 from microdb.wal import file_log, open_files
 from microdb.wal.file_log import FileLog
 from microdb.wal.format import FRAME_BYTES_MIN, OFFSET_MAX, Position, split_head

@@ -7,10 +7,10 @@ import pytest
 
 import microdb
 from children import forked
-from faulty import Faulty, Meanwhile, held_elsewhere, in_thread, once, only, save_that_waits, wait_until
-from microdb import handle, open_table
+from faulty import Faulty, Meanwhile, held_elsewhere, in_thread, interrupt, once, only, save_that_waits, wait_until
+from microdb import appending, handle, open_table
 from microdb.files import OS
-from microdb.locks import is_alone
+from microdb.presence import is_alone
 from microdb.wal.codec import encode_delete, encode_upsert, join
 from microdb.wal.header import HEAD, LAST
 from microdb.wal.log import GoneError
@@ -22,10 +22,6 @@ A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
 
 
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-
 @pytest.fixture
 def mdb(either):
     either.upsert(A)
@@ -33,7 +29,7 @@ def mdb(either):
 
 
 def test_an_interrupt_in_the_middle_of_a_batch_does_not_empty_the_table(mdb, monkeypatch):
-    monkeypatch.setattr(handle, "apply", interrupt)
+    monkeypatch.setattr(appending, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mdb.upsert(B)
     monkeypatch.undo()
@@ -170,6 +166,15 @@ def test_a_handle_closed_within_a_transaction_of_another_thread_stays_closed_aft
         in_thread(mdb.close)
     with pytest.raises(microdb.ClosedError):
         mdb.get(("a",))
+
+
+def test_a_close_by_a_signal_handler_amid_a_read_leaves_the_table_to_other_threads(either):
+    either.upsert(A)
+    with either._table_lock:  # As within a read.
+        either.close()
+    assert in_thread(lambda: either._table_lock.acquire(blocking=False))
+    with pytest.raises(microdb.ClosedError):
+        len(either)
 
 
 def test_a_signal_handler_may_write_amid_a_read_that_keeps_a_close_of_another_thread_waiting(either):
@@ -598,7 +603,7 @@ def test_a_table_in_memory_leaves_nothing_for_later(open_db, monkeypatch):
     """It could not be built anew from its log."""
     mdb = open_db(":memory:")
     mdb.upsert(A)
-    monkeypatch.setattr(handle, "apply", interrupt)
+    monkeypatch.setattr(appending, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mdb.upsert(B)
     monkeypatch.undo()
@@ -613,7 +618,7 @@ def test_a_table_in_memory_leaves_nothing_for_later(open_db, monkeypatch):
 def test_an_interrupt_amid_the_changes_of_a_batch_leaves_a_table_that_is_loaded_anew(open_db, monkeypatch):
     mdb, other = open_db(), open_db()
     mdb.upsert(A)
-    monkeypatch.setattr(handle, "apply", interrupt)
+    monkeypatch.setattr(appending, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mdb.upsert(B)
     monkeypatch.undo()
@@ -625,7 +630,7 @@ def test_an_interrupt_amid_the_changes_of_a_batch_leaves_a_table_that_is_loaded_
 def test_whatever_comes_first_after_such_an_interrupt_starts_from_what_the_log_holds(open_db, monkeypatch, path, act):
     mdb = open_db()
     mdb.upsert(A)
-    monkeypatch.setattr(handle, "apply", interrupt)
+    monkeypatch.setattr(appending, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mdb.upsert(B)
     monkeypatch.undo()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import microdb
+from faulty import interrupt
 from microdb.conditions import Range, family, one_of
 from microdb.expiry import has_expired
 from microdb.indexes import ExpiryIndex, HashIndex, IndexedRecords, SortedIndex
@@ -194,10 +195,6 @@ def test_an_interrupt_amid_a_change_of_an_index_makes_it_anew(open_db, monkeypat
     mdb = open_db(":memory:", indexes=["v"])
     mdb.upsert({"id": 1, "v": 1})
     assert mdb.where(v=1).count() == 1
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(HashIndex, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,8 @@ import pytest
 from microdb import locks
 from microdb.errors import LockTimeoutError, ReentrantError
 from microdb.files import OS
-from microdb.locks import WriteLock, be_absent, become_present, held, is_alone, shared_write_lock
+from microdb.locks import WriteLock, held, shared_write_lock
+from microdb.presence import be_absent, become_present, is_alone
 from steps import SOON_S, WAIT_S, Child, in_thread
 
 
@@ -547,15 +548,15 @@ def test_a_return_by_a_thread_that_holds_nothing_changes_nothing(path):
 
 def test_an_interrupt_as_a_with_block_lets_go_leaves_the_lock_free(path, monkeypatch):
     lock = new_lock(path)
-    flock = locks._flock
+    flock = locks.flock
 
     def interrupted(fd, flags):
-        if flags == locks._UNLOCK:
-            monkeypatch.setattr(locks, "_flock", flock)
+        if flags == locks.UNLOCK:
+            monkeypatch.setattr(locks, "flock", flock)
             raise KeyboardInterrupt
         flock(fd, flags)
 
-    monkeypatch.setattr(locks, "_flock", interrupted)
+    monkeypatch.setattr(locks, "flock", interrupted)
     with pytest.raises(KeyboardInterrupt), held(lock, None):
         pass
     assert (lock.depth, is_free(path)) == (0, True)
@@ -620,17 +621,17 @@ def test_whoever_waits_for_another_thread_is_told_what_time_is_left(path, monkey
 def test_a_signal_handler_amid_the_taking_or_leaving_of_the_lock_does_not_go_without_it(path, monkeypatch, amid):
     """For the note of how often its thread has it is made before, and taken back after."""
     lock, outcomes = new_lock(path), []
-    flock = locks._flock
+    flock = locks.flock
 
     def interrupted(fd, flags):
-        if (flags == locks._UNLOCK) == (amid == "letting go"):
-            monkeypatch.setattr(locks, "_flock", flock)
+        if (flags == locks.UNLOCK) == (amid == "letting go"):
+            monkeypatch.setattr(locks, "flock", flock)
             with pytest.raises(ReentrantError), held(lock, None):
                 outcomes.append("went without it")
             outcomes.append("refused")
         flock(fd, flags)
 
-    monkeypatch.setattr(locks, "_flock", interrupted)
+    monkeypatch.setattr(locks, "flock", interrupted)
     with held(lock, None):
         pass
     assert outcomes == ["refused"]

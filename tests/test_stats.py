@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import microdb
-from microdb import locks
+from microdb import presence
 from microdb.wal.header import DIRTY
 from steps import Child, in_thread
 
@@ -50,7 +50,7 @@ def test_a_table_in_memory_is_open_here_alone(open_db):
 
 
 def test_where_the_system_tells_nothing_nobody_is_named(open_db, monkeypatch, tmp_path):
-    monkeypatch.setattr(locks, "_LOCKS", str(tmp_path / "missing"))
+    monkeypatch.setattr(presence, "_LOCKS", str(tmp_path / "missing"))
     stats = open_db().stats()
     assert (stats.pids, stats.positions) == ((), {})
 

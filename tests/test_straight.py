@@ -8,10 +8,10 @@ import types
 import pytest
 
 import microdb
-from faulty import Faulty, Meanwhile, fail, held_elsewhere, in_thread, wait_until
-from microdb import handle
+from faulty import Faulty, Meanwhile, fail, held_elsewhere, in_thread, interrupt, wait_until
+from microdb import appending
+from microdb.appending import Appending
 from microdb.files import OS
-from microdb.handle import Handle
 from microdb.locks import WriteLock
 from microdb.wal import file_log
 from microdb.wal.file_log import FileLog
@@ -25,10 +25,6 @@ from test_locks import interrupted_at, lines_of
 A = {"id": "a", "n": 1}
 B = {"id": "b", "n": 2}
 C = {"id": "c", "n": 3}
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def straight(mdb, record):
 def goes_straight(mdb, record, write=None):
     """Whether an upsert that is made goes straight."""
     ways = []
-    mdb._upsert_straight = lambda *args: (ways.append(Handle._upsert_straight(mdb, *args)), ways[-1])[1]
+    mdb._upsert_straight = lambda *args: (ways.append(Appending._upsert_straight(mdb, *args)), ways[-1])[1]
     try:
         (write or mdb.upsert)(record)
     finally:
@@ -110,7 +106,7 @@ def test_both_ways_leave_the_same(tmp_path, monkeypatch):
     found = []
     for way in ("straight", "long"):
         if way == "long":
-            monkeypatch.setattr(Handle, "_upsert_straight", lambda *_: False)
+            monkeypatch.setattr(Appending, "_upsert_straight", lambda *_: False)
         with microdb.MicroDB(tmp_path / f"{way}.json", ["id"]) as mdb:
             for record in (A, B, {"id": "a", "n": 5}):
                 mdb.upsert(record)
@@ -357,7 +353,7 @@ def test_a_table_in_which_records_expire_keeps_its_gate_closed(open_db):
 @pytest.mark.parametrize("is_awaited", [True, False])
 def test_whoever_waits_for_news_is_woken(mdb, monkeypatch, is_awaited):
     rung = []
-    monkeypatch.setattr(handle, "ring", lambda words: rung.append(words[HEAD]))
+    monkeypatch.setattr(appending, "ring", lambda words: rung.append(words[HEAD]))
     if is_awaited:
         mdb._words[WAITING] = mdb._words[HEAD]
     assert straight(mdb, B)
@@ -411,7 +407,13 @@ def test_an_error_of_the_disk_changes_nothing_and_is_told_at_once(open_db, wal, 
 
 @pytest.mark.parametrize("log", [FileLog, MemoryLog])
 def test_an_interrupt_at_any_line_leaves_the_lock_free_and_the_write_made_or_not(open_db, tmp_path, log):
-    functions = [Handle._upsert_straight, Handle._carry_over, WriteLock.let_go, WriteLock.take_now, log.append_one]
+    functions = [
+        Appending._upsert_straight,
+        Appending._carry_over,
+        WriteLock.let_go,
+        WriteLock.take_now,
+        log.append_one,
+    ]
     functions += [FileLog._write] if log is FileLog else [log.append]
     came = 0
     for number, place in enumerate(sorted(set(lines_of(*functions)), key=lambda place: place[1])):

@@ -288,11 +288,13 @@ class FileLog(OpenFiles):
         """
         words, lock, file = self.words, self.lock, log.file
         length = len(data)
-        is_mine = lock.is_mine  # Of a child that a signal handler forked before this, its own lock is not;
+        # A child that a signal handler forked before this has a lock of its own, and has not taken it; one that is
+        # forked now has another one. No call, at which a handler could come, is between that look and the first store.
+        is_mine = lock.is_mine
         if not is_mine():
             refuse_in_child()
         try:
-            if self.lock is not lock:  # and one that it forks now has another. No call comes before the first store.
+            if self.lock is not lock:
                 refuse_in_child()
             words[DIRTY] = self._pid
             file.write_at(data, offset)

@@ -12,16 +12,9 @@ from typing import Final, Self
 from microdb.errors import CorruptError, FailedError
 from microdb.files import File, Files
 from microdb.keys import PartitionKeys
-from microdb.locks import (
-    WriteLock,
-    be_absent,
-    become_present,
-    held,
-    holders,
-    is_alone,
-    shared_write_lock,
-)
+from microdb.locks import WriteLock, held, shared_write_lock
 from microdb.paths import Paths
+from microdb.presence import be_absent, become_present, holders, is_alone
 from microdb.wal import header
 from microdb.wal.format import split_head
 from microdb.wal.generations import HISTORY_BYTES, Generations

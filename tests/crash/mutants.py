@@ -114,35 +114,35 @@ MUTANTS = [
     ),
     Mutant(
         "an upsert goes straight beside a lock of its own thread",
-        "handle.py",
+        "appending.py",
         "if is_mine() or self._commits",
         "if self._commits",
         _STRAIGHT,
     ),
     Mutant(
         "an upsert goes straight where others wait to be taken along",
-        "handle.py",
+        "appending.py",
         "if is_mine() or self._commits.waiting:\n",
         "if is_mine():\n",
         _STRAIGHT,
     ),
     Mutant(
         "an upsert goes straight in a child that Python does not know of",
-        "handle.py",
+        "appending.py",
         "self._transaction is not None or self._pid != os.getpid():\n            return False\n        log",
         "self._transaction is not None:\n            return False\n        log",
         "tests/test_fork.py",
     ),
     Mutant(
         "an upsert goes straight past a close",
-        "handle.py",
+        "appending.py",
         "                with self._appending:\n                    table =",
-        "                with contextlib.nullcontext():\n                    table =",
+        "                with threading.RLock():\n                    table =",
         f"{_STRAIGHT} --timeout 20",
     ),
     Mutant(
         "what another thread has read first is done to the table again",
-        "handle.py",
+        "appending.py",
         "            if self._position is not table:\n                return\n",
         "",
         "tests/test_handle.py",
@@ -310,7 +310,7 @@ MUTANTS = [
     ),
     Mutant(
         "a read does not compare the head",
-        "mapping.py",
+        "reading.py",
         """            record = self._records.get(key) if self._words[HEAD] == self._head else self._find(key)
         except TypeError:
             self._keys.check_hash(key)
@@ -332,7 +332,7 @@ MUTANTS = [
     ),
     Mutant(
         "what a writer has left for later is passed over",
-        "handle.py",
+        "appending.py",
         "                self._ahead = None if self._is_stuck else end\n",
         "                self._ahead = self._position = end\n",
         "tests/test_handle.py",
@@ -346,7 +346,7 @@ MUTANTS = [
     ),
     Mutant(
         "who has met damage amid its own write goes on writing",
-        "handle.py",
+        "appending.py",
         "                self._ahead = None if self._is_stuck else end\n",
         "                self._ahead = end\n",
         "tests/test_handle.py",
@@ -434,14 +434,14 @@ MUTANTS = [
     ),
     Mutant(
         "a record that expires is published without a word",
-        "handle.py",
+        "appending.py",
         "            if expires:  # Whoever",
         "            if False:  # Whoever",
         _EXPIRY,
     ),
     Mutant(
         "of a group that is written together, only the first tells that it expires",
-        "handle.py",
+        "appending.py",
         "any(one.expires for one in group)",
         "group[0].expires",
         _EXPIRY,
@@ -511,14 +511,14 @@ MUTANTS = [
     ),
     Mutant(
         "whoever writes wakes nobody",
-        "handle.py",
+        "appending.py",
         "            if is_awaited:\n                ring(words)\n        except BaseException:\n            # If",
         "            if False:\n                ring(words)\n        except BaseException:\n            # If",
         _WATCH,
     ),
     Mutant(
         "whoever upserts wakes nobody",
-        "handle.py",
+        "appending.py",
         "            if is_awaited:\n                ring(words)\n        except BaseException:\n            lock.",
         "            if False:\n                ring(words)\n        except BaseException:\n            lock.",
         _STRAIGHT,
@@ -560,7 +560,7 @@ MUTANTS = [
     ),
     Mutant(
         "two tasks of one event loop have the lock at once",
-        "watching.py",
+        "async_watching.py",
         "await tasks.lock.acquire()",
         "pass",
         _WATCH,
