@@ -180,6 +180,15 @@ def test_a_save_lock_is_free_when_the_block_has_ended_however_long_that_takes(pa
         pass
 
 
+@pytest.fixture
+def _heeds_ctrl_c():
+    """A shell starts what it puts in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_ctrl_c")
 def test_a_ctrl_c_that_the_system_gave_to_another_thread_ends_the_wait_for_a_save(path, monkeypatch):
     """As one that comes just before the wait, it wakes nobody."""
     acquire, looks = filelock.FileLock.acquire, []
